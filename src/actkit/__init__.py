@@ -1,0 +1,1 @@
+"""actkit: record, understand, trace, steer and economise a neural network's activations."""

@@ -1,0 +1,1 @@
+"""The family `brain`; its methods come with later issues."""

@@ -1,0 +1,1 @@
+"""The instrument; it knows no paper."""

@@ -1,0 +1,48 @@
+"""The exceptions of actkit.
+
+ActkitError
+├── SiteError          an unknown site, or one that this network lacks
+├── ModelError         a network that cannot be opened
+├── InputError         inputs that the network cannot take
+├── EditError          an edit that does not fit, or never acts
+├── StoreError         a store that cannot be read or written
+│   └── DamagedError   a shard or a manifest that is not what was written
+└── DataError          a data set or a file of the user's that cannot be read
+
+Every message states the rule, then the value and the shape that broke it.
+"""
+
+
+class ActkitError(Exception):
+    """Base of all errors that actkit raises on purpose; the command line prints them as one line."""
+
+
+class SiteError(ActkitError, KeyError):
+    """An unknown site, or one that this network lacks."""
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return str(self.args[0]) if self.args else ""
+
+
+class ModelError(ActkitError):
+    """A network that cannot be opened."""
+
+
+class InputError(ActkitError, ValueError):
+    """Inputs that the network cannot take."""
+
+
+class EditError(ActkitError, ValueError):
+    """An edit that does not fit its site, or that never acts."""
+
+
+class StoreError(ActkitError):
+    """A store that cannot be read or written."""
+
+
+class DamagedError(StoreError):
+    """A shard or a manifest that is not what was written."""
+
+
+class DataError(ActkitError, ValueError):
+    """A data set or a file of the user's that cannot be read."""

@@ -1,0 +1,1 @@
+"""The family `find`; its methods come with later issues."""

@@ -1,0 +1,1 @@
+"""The family `guard`; its methods come with later issues."""

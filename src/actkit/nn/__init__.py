@@ -1,0 +1,1 @@
+"""The family `nn`; its methods come with later issues."""

@@ -1,0 +1,1 @@
+"""The family `shrink`; its methods come with later issues."""

@@ -1,0 +1,1 @@
+"""The family `steer`; its methods come with later issues."""

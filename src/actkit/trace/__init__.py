@@ -1,0 +1,1 @@
+"""The family `trace`; its methods come with later issues."""

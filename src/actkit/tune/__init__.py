@@ -1,0 +1,1 @@
+"""The family `tune`; its methods come with later issues."""
