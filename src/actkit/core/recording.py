@@ -1,0 +1,122 @@
+"""Recordings, and the rows that their vectors belong to.
+
+Shapes: B batch, T tokens, N rows, D width, H heads, S keys.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actkit.core.errors import SiteError
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What each activation vector belongs to; the four tensors share one shape, (B, T) or (N,).
+
+    Args:
+        valid: bool; False on padding.
+        sample: int64; the index of the sample in its data.
+        position: int64; 0 is the sample's first valid token. For images y * width + x.
+        token: int64; the token's id, -1 where there is none.
+        grid: (height, width) for images, else None.
+    """
+
+    valid: Tensor
+    sample: Tensor
+    position: Tensor
+    token: Tensor
+    grid: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of samples (B, T) or of rows (N,)."""
+        return len(self.valid)
+
+    def __getitem__(self, index: Any) -> "Rows":
+        """Select rows, as indexing a tensor does."""
+        return Rows(
+            self.valid[index],
+            self.sample[index],
+            self.position[index],
+            self.token[index],
+            self.grid,
+        )
+
+    def flat(self) -> "Rows":
+        """Return the valid rows only, shape (N,)."""
+        return self[self.valid]
+
+    def shifted(self, samples: int) -> "Rows":
+        """Return the same rows with `samples` added to every sample's index."""
+        return replace(self, sample=self.sample + samples)
+
+    @classmethod
+    def of(cls, valid: Tensor, token: Tensor | None = None) -> "Rows":
+        """Build the rows of a (B, T) batch from its validity and its token ids."""
+        position = (valid.long().cumsum(-1) - 1).clamp_min(0)
+        sample = torch.arange(len(valid), device=valid.device)[:, None].expand_as(valid)
+        token = torch.full_like(position, -1) if token is None else token
+        return cls(valid, sample, position, token)
+
+    @classmethod
+    def image(cls, num_images: int, height: int, width: int) -> "Rows":
+        """Build the (B, height * width) rows of a batch of images."""
+        sample = torch.arange(num_images)[:, None].expand(-1, height * width)
+        position = torch.arange(height * width).expand(num_images, -1)
+        valid = torch.ones_like(sample, dtype=torch.bool)
+        return cls(valid, sample, position, torch.full_like(sample, -1), (height, width))
+
+
+class Recording(Mapping[str, Tensor]):
+    """Tensors read at sites in one run, by site name, with the rows they belong to.
+
+    Attributes:
+        rows: (B, T) rows of the run's main stack; `rows_of(site)` gives any site's own.
+        logits: The network's logits, None unless they were asked for.
+        output: What the network returned, None if the run stopped after the last site.
+    """
+
+    def __init__(
+        self,
+        values: dict[str, Tensor],
+        rows: dict[str, Rows],
+        main: Rows,
+        logits: Tensor | None = None,
+        output: Any = None,
+    ) -> None:
+        """Hold the tensors and rows of each site."""
+        self._values, self._rows = values, rows
+        self.rows, self.logits, self.output = main, logits, output
+
+    def __getitem__(self, site: str) -> Tensor:
+        """Return what was read at a site, for example (B, T, D)."""
+        if site not in self._values:
+            recorded = ", ".join(self._values) or "nothing"
+            raise SiteError(f"site {site!r} was not recorded; recorded: {recorded}")
+        return self._values[site]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the sites in the order in which they were asked."""
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        """Return the number of recorded sites."""
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        """Return the sites and shapes, one a line."""
+        lines = [f"  {k}: {tuple(v.shape)} {str(v.dtype)[6:]}" for k, v in self.items()]
+        return "\n".join([f"Recording of {len(self)} sites", *lines])
+
+    def rows_of(self, site: str) -> Rows:
+        """Return the rows of one site, (B, T) for text, (B, height * width) for images."""
+        self[site]
+        return self._rows[site]
+
+    def flat(self, site: str) -> tuple[Tensor, Rows]:
+        """Return a site's valid rows as (N, ...) with their (N,) rows."""
+        rows = self.rows_of(site)
+        return self[site][rows.valid], rows.flat()
