@@ -14,7 +14,7 @@ Every message states the rule, then the value and the shape that broke it.
 
 
 class ActkitError(Exception):
-    """Base of all errors that actkit raises on purpose; the command line prints them as one line."""
+    """Base of all errors raised on purpose; the command line prints them as one line."""
 
 
 class SiteError(ActkitError, KeyError):
