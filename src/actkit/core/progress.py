@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ def track(items: Iterable[T], what: str, total: float | None = None) -> Iterator
         total: The number of items, if it is known and `items` has no length.
     """
     if total is None:
-        total = len(items) if hasattr(items, "__len__") else None
+        total = len(items) if isinstance(items, Sized) else None
     shown = sys.stderr.isatty() and find_spec("rich") is not None
     started, bar = time.monotonic(), None
     try:
