@@ -1,0 +1,175 @@
+"""From what a user calls a site to the site: names, patterns, heads, aliases and module paths."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from actkit.core.errors import SiteError
+from actkit.core.sites import POINTS, Place, Site
+
+ALIASES = {
+    "hook_embed": ("embeddings",),
+    "ln_final.hook_out": ("final_norm",),
+    "unembed.hook_out": ("logits",),
+    "hook_resid_pre": ("resid_pre",),
+    "hook_resid_mid": ("resid_mid",),
+    "hook_resid_post": ("resid_post",),
+    "hook_attn_in": ("attn_in",),
+    "hook_mlp_in": ("mlp_in",),
+    "hook_attn_out": ("attn_out",),
+    "hook_mlp_out": ("mlp_out",),
+    "attn.hook_q": ("q",),
+    "attn.hook_k": ("k",),
+    "attn.hook_v": ("v",),
+    "attn.hook_z": ("z",),
+    "attn.hook_attn_scores": ("attn_scores",),
+    "attn.hook_pattern": ("attn_probs",),
+    "mlp.hook_pre": ("mlp_gate", "mlp_pre"),
+    "mlp.hook_pre_linear": ("mlp_pre",),
+    "mlp.hook_post": ("mlp_hidden",),
+}
+"""TransformerLens names; where two are given, the first that the network has."""
+
+_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_HEAD = re.compile(r"(.+\.\d+)\.(\d+)")
+_PATH = re.compile(r"(?P<path>[^:]*):(?P<side>in|out)(?P<items>(\.\w+)*)(#(?P<call>\d+))?")
+
+
+class Addresses:
+    """All sites of one network, found by what users write."""
+
+    def __init__(self, module: nn.Module, sites: Iterable[Site], prefixes: Iterable[str]) -> None:
+        """Index the sites of the network's tables; `prefixes` may stand in front of their names."""
+        self._module = module
+        self._sites = {s.name: s for s in sites}
+        self._prefixes = tuple(f"{p}." for p in prefixes if p)
+
+    def listed(self, pattern: str | None, refused: bool) -> list[Site]:
+        """Return the sites that match a pattern; all if it is None."""
+        if pattern is not None and not refused:
+            return self.find(pattern)
+        known = [
+            s
+            for s in self._sites.values()
+            if (refused or not s.refused) and (pattern is None or fnmatchcase(s.name, pattern))
+        ]
+        return known if self._sites else self._modules("*:out")
+
+    def find(self, names: str | Sequence[str]) -> list[Site]:
+        """Return the sites that names and patterns mean, in their order, each once."""
+        found: dict[str, Site] = {}
+        for name in [names] if isinstance(names, str) else names:
+            for site in self._find(name):
+                found.setdefault(site.name, site)
+        return list(found.values())
+
+    def _find(self, name: str) -> list[Site]:
+        if any(c in name for c in "*?["):
+            return self._matching(name)
+        site = self._sites.get(name) or self._renamed(name) or self._head(name)
+        if site is None and ":" in name:
+            site = self._path(name)
+        if site is None:
+            raise SiteError(self._unknown(name))
+        if site.refused:
+            raise SiteError(f"this network has no {name}: {site.refused}")
+        return [site]
+
+    def _matching(self, pattern: str) -> list[Site]:
+        if ":" in pattern:
+            found = self._modules(pattern)
+        else:
+            pattern = next(
+                (pattern.removeprefix(p) for p in self._prefixes if pattern.startswith(p)), pattern
+            )
+            every = [s for s in self._sites.values() if fnmatchcase(s.name, pattern)]
+            found = [s for s in every if not s.refused] or self._heads(pattern)
+            if every and not found:
+                raise SiteError(f"this network has no {pattern}: {every[0].refused}")
+        if not found:
+            raise SiteError(self._unknown(pattern))
+        return found
+
+    def _heads(self, pattern: str) -> list[Site]:
+        """Return single heads, `z.10.*`."""
+        site = self._sites.get(pattern.removesuffix(".*"))
+        if site is None or site.refused or len(site.shape or ()) != 4:
+            return []
+        return [self._one_head(site, h) for h in range(_num_heads(site))]
+
+    def _head(self, name: str) -> Site | None:
+        match = _HEAD.fullmatch(name)
+        site = self._sites.get(match[1]) if match else None
+        if match is None or site is None or site.refused or len(site.shape or ()) != 4:
+            return None
+        if int(match[2]) >= _num_heads(site):
+            raise SiteError(f"{site.name} has heads 0 to {_num_heads(site) - 1}, got {match[2]}")
+        return self._one_head(site, int(match[2]))
+
+    def _one_head(self, site: Site, head: int) -> Site:
+        shape = site.shape or ()
+        axis = 1 if "S" in site.axes else 2
+        return replace(
+            site, name=f"{site.name}.{head}", head=head, shape=shape[:axis] + shape[axis + 1 :]
+        )
+
+    def _renamed(self, name: str) -> Site | None:
+        """Return the site behind a prefix that may be left out, or behind an alias."""
+        for prefix in self._prefixes:
+            if name.startswith(prefix):
+                return self._sites.get(name.removeprefix(prefix)) or self._head(
+                    name.removeprefix(prefix)
+                )
+        match = _BLOCK.fullmatch(name)
+        layer, hook = (f".{match[1]}", match[2]) if match else ("", name)
+        sites = [self._sites.get(f"{p}{layer}") for p in ALIASES.get(hook, ())]
+        known = [s for s in sites if s is not None]
+        had = [s for s in known if not s.refused] or known
+        return replace(had[0], name=name) if had else None
+
+    def _path(self, name: str) -> Site:
+        """Return the site of a module path with a side."""
+        match = _PATH.fullmatch(name)
+        if match is None:
+            raise SiteError(
+                f"a module's site is written path:in or path:out, with .i for an item of a tuple "
+                f"and #n for its n-th call, got {name!r}"
+            )
+        try:
+            self._module.get_submodule(match["path"])
+        except AttributeError as error:
+            raise SiteError(self._unknown(name)) from error
+        items = tuple(int(i) if i.isdigit() else i for i in match["items"].split(".")[1:])
+        call = None if match["call"] is None else int(match["call"])
+        place = Place(match["path"], match["side"], items, call=call)
+        return Site(name, None, name, place=place)
+
+    def _modules(self, pattern: str) -> list[Site]:
+        names = [
+            f"{path}:{side}"
+            for path, _ in self._module.named_modules()
+            if path
+            for side in ("in", "out")
+        ]
+        return [self._path(n) for n in names if fnmatchcase(n, pattern)]
+
+    def _unknown(self, name: str) -> str:
+        paths = [path for path, _ in self._module.named_modules() if path]
+        bare = name.partition(":")[0]
+        if bare in paths and ":" not in name:
+            return f"unknown site {name!r}: a module's tensors are {name}:in and {name}:out"
+        known = [n for n, s in self._sites.items() if not s.refused]
+        near = get_close_matches(name, [*known, *(f"{p}:out" for p in paths)], n=3, cutoff=0.5)
+        point = name.partition(".")[0]
+        if point in POINTS and (same := [n for n in known if n.split(".")[0] == point]):
+            return f"unknown site {name!r}; this network has {same[0]} to {same[-1]}"
+        return f"unknown site {name!r}; nearest: {', '.join(near) or 'none is close'}"
+
+
+def _num_heads(site: Site) -> int:
+    number = (site.shape or ())[1 if "S" in site.axes else 2]
+    return int(number)

@@ -1,0 +1,209 @@
+"""From what users give to what a network takes: text, chats, tokens, batches, arrays, calls.
+
+Shapes: B batch, T tokens.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from actkit.core.errors import InputError
+
+_LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments of one call of a network, with what is known of its tokens.
+
+    Attributes:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        tokens: (B, T) token ids, None if the inputs are no tokens.
+        valid: (B, T) bool, False on padding; None if nothing is padded.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    tokens: Tensor | None = None
+    valid: Tensor | None = None
+
+
+class Call:
+    """Positional and keyword inputs of any network: `m.run(ak.Call(x, scale=2.0), ...)`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the arguments."""
+        self.args, self.kwargs = args, kwargs
+
+
+class Encoder:
+    """Turns inputs into batches for one network.
+
+    Args:
+        module: The network.
+        tokenizer: Needed for text.
+        processor: Needed for images and sound.
+    """
+
+    def __init__(self, module: nn.Module, tokenizer: Any, processor: Any) -> None:
+        """Keep what is needed to encode."""
+        self._module, self._tokenizer, self._processor = module, tokenizer, processor
+
+    def __call__(self, inputs: Any) -> Batch:
+        """Return the batch; the inputs themselves stay as they are."""
+        if isinstance(inputs, Batch):
+            return inputs
+        if isinstance(inputs, Call):
+            return self._given(inputs.args, inputs.kwargs)
+        if isinstance(inputs, tuple):
+            return self._given(inputs, {})
+        if isinstance(inputs, Mapping):
+            return self._given((), dict(inputs))
+        if isinstance(inputs, str):
+            return self.text([inputs])
+        if isinstance(inputs, Tensor | np.ndarray):
+            return self._array(torch.as_tensor(inputs))
+        if isinstance(inputs, Sequence) and len(inputs):
+            return self._several(inputs)
+        kind = type(inputs).__name__
+        raise InputError(
+            f"inputs must be text, tokens, arrays or a batch and not empty, got {kind}"
+        )
+
+    def text(self, texts: Sequence[str], special: bool = True) -> Batch:
+        """Encode texts, padded on the left so that position -1 is each row's last token."""
+        if self._tokenizer is None:
+            raise InputError(
+                "text needs a tokenizer and this network has none: "
+                "pass tokenizer= to ak.open, or give token ids"
+            )
+        for i, text in enumerate(texts):
+            if not text:
+                raise InputError(f"a prompt must not be empty, got {text!r} at index {i}")
+        ids = [self._tokenizer(t, add_special_tokens=special)["input_ids"] for t in texts]
+        return self._tokens(ids)
+
+    def _several(self, inputs: Sequence[Any]) -> Batch:
+        first = inputs[0]
+        if all(isinstance(i, str) for i in inputs):
+            return self.text(list(inputs))
+        if isinstance(first, Mapping):
+            return self._chats([inputs])
+        if isinstance(first, int):
+            return self._tokens([list(inputs)])
+        if isinstance(first, list | tuple) and first and isinstance(first[0], Mapping):
+            return self._chats(inputs)
+        if isinstance(first, list | tuple) and all(isinstance(t, int) for i in inputs for t in i):
+            return self._tokens([list(i) for i in inputs])
+        if isinstance(first, Tensor | np.ndarray) and np.ndim(first) == 1:
+            rows = [torch.as_tensor(i) for i in inputs]
+            if all(not r.is_floating_point() for r in rows):
+                return self._tokens([r.tolist() for r in rows])
+        return self._media(inputs)
+
+    def _chats(self, chats: Sequence[Any]) -> Batch:
+        if getattr(self._tokenizer, "chat_template", None) is None:
+            raise InputError("chat messages need a tokenizer with a chat template; there is none")
+        texts = [
+            self._tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True)
+            for c in chats
+        ]
+        return self.text(texts, special=False)
+
+    def _media(self, inputs: Sequence[Any]) -> Batch:
+        """Encode images or sounds with the processor."""
+        if self._processor is None:
+            raise InputError(
+                f"a list of {type(inputs[0]).__name__} needs a processor and there is none: "
+                "pass processor= to ak.open, or give a tensor"
+            )
+        name = getattr(self._module, "main_input_name", "pixel_values")
+        word = "images" if name == "pixel_values" else "audio"
+        return self._given((), dict(self._processor(**{word: list(inputs)}, return_tensors="pt")))
+
+    def _array(self, array: Tensor) -> Batch:
+        name = getattr(self._module, "main_input_name", None)
+        if not array.numel():
+            raise InputError(f"inputs must not be empty, got shape {tuple(array.shape)}")
+        if name == "input_ids" and not array.is_floating_point() and array.dim() in (1, 2):
+            ids = torch.atleast_2d(array).long()  # type: ignore[no-untyped-call]
+            return self._given((), {"input_ids": ids})
+        if name is None or name == "input_ids":
+            return self._given((array,), {})
+        return self._given((), {name: array})
+
+    def _tokens(self, rows: list[list[int]]) -> Batch:
+        """Pad token ids on the left; positions are told where the network can hear them."""
+        if not all(rows):
+            raise InputError(f"a prompt must have a token, got lengths {[len(r) for r in rows]}")
+        length = max(map(len, rows))
+        pad = getattr(self._tokenizer, "pad_token_id", None) or 0
+        ids = torch.tensor([[pad] * (length - len(r)) + r for r in rows])
+        mask = torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r in rows])
+        kwargs = {"input_ids": ids, "attention_mask": mask}
+        if not mask.all() and self._hears_positions():
+            kwargs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+        return self._given((), kwargs)
+
+    def _hears_positions(self) -> bool:
+        """Say whether positions are an argument that counts from 0 (RoBERTa counts from ids)."""
+        config = getattr(self._module, "config", None)
+        if str(getattr(config, "model_type", "")) in ("roberta", "xlm-roberta", "camembert"):
+            return False
+        return "position_ids" in inspect.signature(self._module.forward).parameters
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
+        """Move arguments to the network's device and check what can be checked."""
+        device = next((p.device for p in self._module.parameters()), torch.device("cpu"))
+        args = tuple(_moved(a, device) for a in args)
+        kwargs = {k: _moved(v, device) for k, v in kwargs.items()}
+        ids = kwargs.get("input_ids")
+        tokens = ids if isinstance(ids, Tensor) and ids.dim() == 2 else None
+        mask = kwargs.get("attention_mask")
+        fits = isinstance(mask, Tensor) and tokens is not None and mask.shape == tokens.shape
+        if tokens is not None:
+            self._check(tokens)
+        return Batch(args, kwargs, tokens, mask.bool() if fits and mask is not None else None)
+
+    def _check(self, tokens: Tensor) -> None:
+        """Refuse prompts that are empty, too long, or hold unknown tokens."""
+        if not tokens.numel():
+            raise InputError(f"a prompt must have a token, got shape {tuple(tokens.shape)}")
+        length = self.context_length()
+        if length is not None and tokens.shape[1] > length:
+            raise InputError(
+                f"a prompt must fit the context of {length} tokens, got {tokens.shape[1]}; "
+                "nothing was cut off"
+            )
+        config = _text_config(self._module)
+        size = getattr(config, "vocab_size", None)
+        if size is not None and (worst := int(tokens.max())) >= size:
+            raise InputError(f"token ids must be below the vocabulary's size {size}, got {worst}")
+
+    def context_length(self) -> int | None:
+        """Return how many tokens fit; None where positions are relative or not used."""
+        config = _text_config(self._module)
+        if getattr(config, "model_type", "") in ("t5", "mt5", "umt5"):
+            return None
+        found = (getattr(config, name, None) for name in _LENGTHS)
+        length = next((n for n in found if isinstance(n, int) and n > 0), None)
+        if length is not None and getattr(config, "model_type", "") == "roberta":
+            return length - 2  # its first position is padding_idx + 1
+        return length
+
+
+def _text_config(module: nn.Module) -> Any:
+    config = getattr(module, "config", None)
+    reader = getattr(config, "get_text_config", None)
+    return reader() if callable(reader) else config
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    value = torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+    return value.to(device) if isinstance(value, Tensor) else value

@@ -1,0 +1,306 @@
+"""Model: opens a network, runs it, leaves it untouched.
+
+Shapes: B batch, T tokens, D width, V variants.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from actkit.core.addresses import Addresses
+from actkit.core.edit import Edit
+from actkit.core.errors import EditError, InputError
+from actkit.core.hooks import Hooks, Read, Stop, Tap
+from actkit.core.inputs import Batch, Encoder
+from actkit.core.layout import axes_of, rows_first
+from actkit.core.moment import Moment
+from actkit.core.networks import find
+from actkit.core.recording import Recording, Rows
+from actkit.core.replace import replaced
+from actkit.core.sites import Site
+
+if TYPE_CHECKING:
+    from actkit.store import Store
+
+Names = str | Sequence[str]
+
+
+class Model:
+    """A network and what is needed to feed it; the instrument's one object.
+
+    Attributes:
+        module: The user's own network; never copied, rewritten or converted.
+        tokenizer: The user's own tokenizer, None if there is none.
+        processor: The user's own processor, None if there is none.
+        name: What it was opened as.
+        note: How its points were found.
+    """
+
+    def __init__(
+        self, module: nn.Module, tokenizer: Any = None, processor: Any = None, name: str = ""
+    ) -> None:
+        """Look at the network's structure; nothing is changed."""
+        self.module, self.tokenizer, self.processor = module, tokenizer, processor
+        self.name = name or type(module).__name__
+        self.encode = Encoder(module, tokenizer, processor)
+        network = find(module)
+        self.note = network.note
+        self._roots = network.roots or {}
+        self._addresses = Addresses(module, network.sites, network.prefixes)
+
+    def __repr__(self) -> str:
+        """Return name, class and size."""
+        size = sum(p.numel() for p in self.module.parameters()) / 1e6
+        return f"Model({self.name!r}, {type(self.module).__name__}, {size:.1f}M parameters)"
+
+    def sites(self, pattern: str | None = None, refused: bool = False) -> list[Site]:
+        """Return the sites that match a pattern.
+
+        Args:
+            pattern: A name, alias, module path or glob pattern; all points if None.
+            refused: Also return what this network lacks, with the reason in `Site.refused`.
+
+        Raises:
+            SiteError: Nothing matches; the message lists the nearest names.
+        """
+        return self._addresses.listed(pattern, refused)
+
+    def run(
+        self,
+        inputs: Any,
+        record: Names = (),
+        edits: Sequence[Edit] = (),
+        logits: bool = False,
+        grad: bool = False,
+    ) -> Recording:
+        """Run the network once and record sites.
+
+        The run stops after the last site that is needed. Without anything to record it runs to
+        the end, and `Recording.output` holds what the network returned.
+
+        Args:
+            inputs: Text or a list of it, chat messages, token ids, a batch as a dict, an array,
+                a tuple of positional inputs, or `ak.Call` for any others.
+            record: Sites, aliases or patterns.
+            edits: Applied in order; a recording shows what flows on after them.
+            logits: Also keep the network's logits.
+            grad: Keep the graph, so that recorded tensors can be differentiated.
+        """
+        values: dict[str, Tensor] = {}
+        rows: dict[str, Rows] = {}
+
+        def keep(site: Site, x: Tensor, moment: Moment) -> None:
+            values[site.name] = x if grad else _kept(site, x.detach())
+            rows[site.name] = rows_at(site, x, moment)
+
+        batch = self.encode(inputs)
+        sites = self._addresses.find(record)
+        output = self._forward(
+            batch, self._taps(sites, keep, edits), grad, bool(sites) and not logits
+        )
+        main = next(iter(rows.values()), None) if batch.tokens is None else _token_rows(batch)
+        if main is None:
+            main = Rows.of(torch.ones(0, 0, dtype=torch.bool))
+        found = _logits(output) if logits else None
+        return Recording({s.name: values[s.name] for s in sites}, rows, main, found, output)
+
+    def generate(
+        self,
+        prompts: Any,
+        edits: Sequence[Edit] = (),
+        max_new_tokens: int = 40,
+        cache: Any = None,
+        **settings: Any,
+    ) -> list[str]:
+        """Continue prompts with the network's own `generate`; edits act on every step.
+
+        Args:
+            prompts: As in `run`.
+            edits: As in `run`; `Where(tokens="generated")` leaves the prompt alone.
+            max_new_tokens: How many tokens to write at most.
+            cache: A `transformers.Cache`; its own kind if None.
+            settings: Passed to `generate`; greedy unless `do_sample=True`.
+
+        Returns:
+            The new text of each row, without the prompt.
+        """
+        batch = self.encode(prompts)
+        generate: Any = getattr(self.module, "generate", None)
+        if generate is None or self.tokenizer is None:
+            raise InputError(f"generate needs a language model with a tokenizer, got {self!r}")
+        self._check_room(batch, max_new_tokens)
+        settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **settings}
+        settings.setdefault("pad_token_id", _pad_id(self.module, self.tokenizer))
+        if cache is not None:
+            settings["past_key_values"] = cache
+        kwargs = {k: v for k, v in batch.kwargs.items() if k != "position_ids"}
+        with torch.no_grad(), self.edited(edits):
+            written = generate(**kwargs, **settings)
+        encoder_decoder = getattr(self.module.config, "is_encoder_decoder", False)
+        start = 0 if encoder_decoder or batch.tokens is None else batch.tokens.shape[1]
+        texts: list[str] = self.tokenizer.batch_decode(written[:, start:], skip_special_tokens=True)
+        return texts
+
+    @contextmanager
+    def edited(self, edits: Sequence[Edit]) -> Iterator[None]:
+        """Keep edits in place around the user's own loop.
+
+        Raises:
+            EditError: When the context ends, if an edit's site never ran inside it.
+        """
+        hooks = Hooks(self.module, self._taps([], None, edits), self._roots)
+        with hooks:
+            yield
+        _check_fired(hooks)
+
+    @contextmanager
+    def replaced(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Let other modules stand in for those at the given paths; restored afterwards."""
+        with replaced(self.module, modules):
+            yield
+
+    def sweep(
+        self,
+        inputs: Any,
+        variants: Sequence[Sequence[Edit]],
+        metric: Callable[[Tensor], Tensor],
+        at: Any = "last",
+        batch: int = 16,
+    ) -> Tensor:
+        """Run many edited versions of the same inputs; return the metric of each, (V, B).
+
+        Args:
+            inputs: As in `run`; B rows.
+            variants: One list of edits for each of V versions.
+            metric: Takes logits (n, P, vocabulary) at the asked positions, returns (n,).
+            at: "last", an index, or a slice of positions.
+            batch: How many rows to run at once.
+        """
+        from actkit.core.sweep import sweep
+
+        return sweep(self, inputs, variants, metric, at, batch)
+
+    def observe(
+        self,
+        data: Any,
+        readings: Mapping[str, Sequence[Any]],
+        batch_size: int = 8,
+        edits: Sequence[Edit] = (),
+    ) -> dict[str, list[Any]]:
+        """Stream data through readings in constant memory.
+
+        Args:
+            data: An iterable of inputs; single texts are batched.
+            readings: For each site or pattern the readings to copy and feed at each site.
+            batch_size: How many texts to run at once.
+            edits: As in `run`.
+
+        Returns:
+            For each site its own readings, fed.
+        """
+        from actkit.core.stream import observe
+
+        return observe(self, data, readings, batch_size, edits)
+
+    def harvest(self, data: Any, record: Names, to: Any, **settings: Any) -> "Store":
+        """Record a corpus to disk; resumes after the last committed shard.
+
+        Args:
+            data: As in `observe`.
+            record: Sites or patterns.
+            to: Folder of the store.
+            settings: Of `actkit.store.harvest`: dtype, batch_size, shard_bytes, engine, edits.
+        """
+        from actkit.store.harvest import harvest
+
+        return harvest(self, data, record, to, **settings)
+
+    def stream(
+        self, batch: Batch, sites: Sequence[Site], read: Read, edits: Sequence[Edit] = ()
+    ) -> None:
+        """Run one batch and hand each site's tensor to `read` while it flows; keep nothing."""
+        self._forward(batch, self._taps(sites, read, edits), grad=False, stop=True)
+
+    def _forward(self, batch: Batch, taps: list[Tap], grad: bool, stop: bool) -> Any:
+        """Run the network under taps; return its output, None if it was stopped."""
+        hooks = Hooks(self.module, taps, self._roots, stop)
+        hooks.given = (batch.tokens, batch.valid)
+        with hooks, torch.set_grad_enabled(grad):
+            try:
+                output = self.module(*batch.args, **batch.kwargs)
+            except Stop:
+                return None
+        _check_fired(hooks)
+        return output
+
+    def _taps(self, sites: Sequence[Site], read: Read | None, edits: Sequence[Edit]) -> list[Tap]:
+        """Return one tap for each place: its edits in order, then its read."""
+        taps: dict[str, Tap] = {}
+        for edit in edits:
+            if edit.operation.neutral:
+                self._addresses.find(edit.site)
+                continue
+            for site in self._addresses.find(edit.site):
+                taps.setdefault(site.name, Tap(site)).edits.append(edit)
+        for site in sites:
+            taps.setdefault(site.name, Tap(site)).read = read
+        return list(taps.values())
+
+    def _check_room(self, batch: Batch, max_new_tokens: int) -> None:
+        length = self.encode.context_length()
+        used = 0 if batch.tokens is None else batch.tokens.shape[1]
+        if length is not None and used + max_new_tokens > length:
+            raise InputError(
+                f"prompt and new tokens must fit the context of {length} tokens, "
+                f"got {used} and {max_new_tokens}"
+            )
+
+
+def _refuse_generated(edits: Sequence[Edit]) -> None:
+    for edit in edits:
+        if isinstance(edit.where.tokens, str) and edit.where.tokens == "generated":
+            raise EditError(
+                f"an edit of generated tokens acts in generate only, got one at {edit.site} in run"
+            )
+
+
+def rows_at(site: Site, x: Tensor, moment: Moment) -> Rows:
+    """Return the rows of what was read at a site."""
+    axes = site.axes or axes_of(x)
+    if axes == "BCYX":
+        return Rows.image(len(x), x.shape[2], x[0, 0, 0].numel())
+    shape = rows_first(x, axes).shape
+    tokens = x.shape[-2] if axes == "BTS" else shape[1]
+    return moment.rows(shape[0], tokens)
+
+
+def _kept(site: Site, x: Tensor) -> Tensor:
+    """Copy what the network may overwrite in place, as networks without a table do."""
+    return x.clone() if site.stack is None else x
+
+
+def _token_rows(batch: Batch) -> Rows | None:
+    if batch.tokens is None:
+        return None
+    valid = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.valid is None else batch.valid
+    return Rows.of(valid, batch.tokens)
+
+
+def _logits(output: Any) -> Tensor:
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise InputError(f"this network returns no logits but {type(output).__name__}")
+    return logits
+
+
+def _pad_id(module: Any, tokenizer: Any) -> int:
+    found = (getattr(tokenizer, n, None) for n in ("pad_token_id", "eos_token_id"))
+    return next((int(i) for i in found if i is not None), 0)
+
+
+def _check_fired(hooks: Hooks) -> None:
+    if names := hooks.unfired():
+        raise EditError(f"an edit must act, but {', '.join(names)} never ran")

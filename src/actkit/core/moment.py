@@ -1,0 +1,113 @@
+"""What is known of one forward pass while it runs: its step, validity and positions.
+
+Shapes: B batch, T tokens of this pass, P tokens seen so far.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actkit.core.recording import Rows
+
+_CACHES = ("past_key_values", "layer_past", "cache_params")
+
+
+class Moment:
+    """One forward pass of one stack; hooks at its door keep it up to date.
+
+    Attributes:
+        step: 0 for a prompt, then the number of the generated token.
+        batch: Number of rows, 0 before the first pass.
+        device: Where the pass runs.
+    """
+
+    def __init__(self) -> None:
+        """Start before any pass."""
+        self.step = -1
+        self.batch = 0
+        self.device = torch.device("cpu")
+        self._mask: Tensor | None = None
+        self._tokens: Tensor | None = None
+        self._past = self._length = 0
+        self._prompt: Tensor | None = None
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take note of a pass that begins, from the arguments of the stack's module."""
+        first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        if first is not None:
+            self.batch, self.device = len(first) if first.dim() else 1, first.device
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        is_ids = isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point()
+        self._tokens = ids if is_ids else None
+        sequence = ids if is_ids else kwargs.get("inputs_embeds", first)
+        wide = isinstance(sequence, Tensor) and sequence.dim() > 1
+        self._length = sequence.shape[1] if wide and sequence is not None else 0
+        mask = kwargs.get("attention_mask")
+        self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        self._past = _past(kwargs)
+        going_on = self._past > 0 and self.step >= 0
+        self.step = self.step + 1 if going_on else 0
+        if not going_on:
+            self._prompt = None
+
+    def tell(self, tokens: Tensor | None, valid: Tensor | None) -> None:
+        """Fill in what the stack's own arguments did not say (a caller's token ids, validity)."""
+        shape = (self.batch, self._length)
+        if self._tokens is None and tokens is not None and tokens.shape == shape:
+            self._tokens = tokens
+        if self._mask is None and valid is not None and valid.shape == shape:
+            self._mask = valid
+
+    def validity(self, batch: int, num_tokens: int) -> Tensor:
+        """Return which of this pass's tokens are no padding, (B, T) bool."""
+        mask = self._fitting(batch, num_tokens)
+        if mask is None:
+            return torch.ones(batch, num_tokens, dtype=torch.bool, device=self.device)
+        return mask[:, -num_tokens:].bool()
+
+    def positions(self, batch: int, num_tokens: int) -> Tensor:
+        """Return positions counted from each row's first valid token, (B, T) int64."""
+        mask = self._fitting(batch, num_tokens)
+        if mask is None:
+            start = self._past + (self._length - 1 if num_tokens == 1 and self._length else 0)
+            return (torch.arange(num_tokens, device=self.device) + start).expand(batch, -1)
+        return (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -num_tokens:]
+
+    def prompt_length(self, batch: int, num_tokens: int) -> Tensor:
+        """Return the number of valid tokens of each row's prompt, (B,) int64."""
+        if self._prompt is None or len(self._prompt) != batch:
+            ends = self.positions(batch, num_tokens).amax(-1) + 1
+            self._prompt = ends - (num_tokens if self.step > 0 else 0)
+        return self._prompt
+
+    def last(self, batch: int, num_tokens: int) -> Tensor:
+        """Return a (B, T) bool mask of each row's last valid token."""
+        order = torch.arange(num_tokens, device=self.device)
+        valid = self.validity(batch, num_tokens)
+        return order == torch.where(valid, order, -1).amax(-1, keepdim=True)
+
+    def rows(self, batch: int, num_tokens: int) -> Rows:
+        """Return the (B, T) rows of this pass."""
+        valid = self.validity(batch, num_tokens)
+        tokens = self._tokens
+        if tokens is None or tokens.shape != valid.shape:
+            tokens = torch.full(valid.shape, -1, device=self.device)
+        sample = torch.arange(batch, device=self.device)[:, None].expand_as(valid)
+        return Rows(valid, sample, self.positions(batch, num_tokens), tokens)
+
+    def _fitting(self, batch: int, num_tokens: int) -> Tensor | None:
+        """Return the (B, P) mask if it speaks of this pass's tokens, or of its last."""
+        mask = self._mask
+        if mask is None or mask.shape != (batch, self._past + self._length):
+            return None
+        return mask if num_tokens in (1, self._length) else None
+
+
+def _past(kwargs: dict[str, Any]) -> int:
+    """Return how many tokens the cache among the arguments holds."""
+    for name in _CACHES:
+        cache = kwargs.get(name)
+        if cache is not None and hasattr(cache, "get_seq_length"):
+            return int(cache.get_seq_length())
+    return 0

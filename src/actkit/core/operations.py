@@ -1,0 +1,202 @@
+"""The operations of edits: what is done to the values at a site.
+
+Shapes: B batch, T tokens, D width, J directions. An operation sees x as (B, T, D), at sites with
+heads as (B, T, H, K), at attention sites as (B, T, H, S), of an image as (B, Y * X, C).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from actkit.core.errors import EditError
+from actkit.core.layout import rows_first
+
+
+@dataclass(frozen=True, eq=False)
+class Operation(ABC):
+    """What is done to the values at a site. Tensor fields are (D,), (B, D) or (B, T, D)."""
+
+    local: ClassVar[bool] = True
+    """Whether the operation can run on a selection of heads and units alone."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the new values."""
+
+    @property
+    def neutral(self) -> bool:
+        """Say whether nothing would change; such an edit is not even installed."""
+        return False
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the fields that are tensors."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v for k, v in values.items() if isinstance(v, Tensor)}
+
+    def like(self, x: Tensor, axes: str) -> Self:
+        """Return the operation with its tensors on x's device and in its dtype."""
+        return replace(self, **{k: v.to(x.device, x.dtype) for k, v in self.tensors().items()})
+
+    def width(self) -> int | None:
+        """Return the width that the site must have, None if any will do."""
+        wide = [v.shape[-1] for v in self.tensors().values() if v.dim()]
+        return wide[0] if wide else None
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Operation):
+    """Add `scale` times a vector."""
+
+    vector: Tensor
+    scale: float | Tensor = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x + scale * vector."""
+        return x + strength(self.scale, x) * spread(self.vector, x)
+
+    @property
+    def neutral(self) -> bool:
+        """Say whether the strength is zero."""
+        return not isinstance(self.scale, Tensor) and self.scale == 0
+
+    def width(self) -> int | None:
+        """Return the vector's width."""
+        return self.vector.shape[-1] if self.vector.dim() else None
+
+
+@dataclass(frozen=True, eq=False)
+class Set(Operation):
+    """Put a value in place of what is there."""
+
+    value: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the value, spread over x's shape."""
+        return spread(self.value, x).expand_as(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Operation):
+    """Multiply by a factor: a number, (D,) one for each unit, or (B, 1) one for each row."""
+
+    factor: float | Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return factor * x."""
+        return (spread(self.factor, x) if isinstance(self.factor, Tensor) else self.factor) * x
+
+    @property
+    def neutral(self) -> bool:
+        """Say whether the factor is one."""
+        return not isinstance(self.factor, Tensor) and self.factor == 1
+
+    def width(self) -> int | None:
+        """Any width will do."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectOut(Operation):
+    """Remove the span of (J, D) directions, kept as an orthonormal basis."""
+
+    basis_JD: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x - x Q^T Q, with Q the basis."""
+        return x - (x @ self.basis_JD.mT) @ self.basis_JD
+
+
+@dataclass(frozen=True, eq=False)
+class Clamp(Operation):
+    """Keep values, or their coordinate along one unit direction, in [low, high]."""
+
+    low: float
+    high: float
+    direction: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x with its coordinate c moved to clamp(c, low, high)."""
+        if self.direction is None:
+            return x.clamp(self.low, self.high)
+        c = (x * self.direction).sum(-1, keepdim=True)
+        return x + (c.clamp(self.low, self.high) - c) * self.direction
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Operation):
+    """Apply a linear map and a bias, as `torch.nn.Linear` does."""
+
+    matrix: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x A^T + b."""
+        return torch.nn.functional.linear(x, self.matrix, self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Swap(Operation):
+    """Put in what another run had at the same site; the value has the site's own axes."""
+
+    value: Tensor
+    local: ClassVar[bool] = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the other run's values."""
+        if self.value.shape[1:] != x.shape[1:] or len(self.value) not in (1, len(x)):
+            raise EditError(
+                f"a swap needs the same shape on both sides: the run has {tuple(x.shape)}, "
+                f"the recording {tuple(self.value.shape)}"
+            )
+        return self.value.expand_as(x)
+
+    def like(self, x: Tensor, axes: str) -> Self:
+        """Return the operation with its value turned rows first, on x's device."""
+        value = rows_first(self.value.to(x.device, x.dtype), axes)
+        return replace(self, value=value)
+
+    def width(self) -> int | None:
+        """Checked when it runs, since the shape depends on the inputs."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Apply(Operation):
+    """Call a function of the user's on x; it returns the same shape."""
+
+    fn: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return fn(x)."""
+        new = self.fn(x)
+        if not isinstance(new, Tensor) or new.shape != x.shape:
+            got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            raise EditError(f"a function must return shape {tuple(x.shape)}, got {got}")
+        return new
+
+
+def spread(value: Tensor, x: Tensor) -> Tensor:
+    """Return a (D,), (B, D) or (B, T, D) value so that it broadcasts against (B, T, D)."""
+    lead = value.dim() - (x.dim() - 2)
+    value = value.unsqueeze(1) if lead == 1 else value
+    sizes = zip(reversed(value.shape), reversed(x.shape), strict=False)
+    if value.dim() > x.dim() or any(n not in (1, m) for n, m in sizes):
+        raise EditError(
+            f"a value must broadcast to the site's shape {tuple(x.shape)}, got {tuple(value.shape)}"
+        )
+    return value
+
+
+def strength(number: float | Tensor, x: Tensor) -> float | Tensor:
+    """Return a number, or (B,) numbers as (B, 1, ...) so that each row has its own."""
+    if not isinstance(number, Tensor) or number.dim() == 0:
+        return number
+    if number.shape != (len(x),):
+        raise EditError(
+            f"strengths must be one for each of {len(x)} rows, got shape {tuple(number.shape)}"
+        )
+    return number.reshape(-1, *[1] * (x.dim() - 1))

@@ -1,0 +1,196 @@
+"""Points as data: what a network offers, by name, and what it lacks, with the reason.
+
+A point is a kind of place (`resid_post`), a site is one such place (`resid_post.10`). An
+architecture's table says for each stack of blocks where the points lie; any other place is
+addressed by its module's path, `layer4.0.conv1:out`, with `:in` or `:out`, then `.i` for an item
+of a tuple and `#n` for the n-th call of a module that runs several times.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from actkit.core.layout import PLAIN, Layout
+
+POINTS = (
+    "embeddings", "resid_pre", "attn_in", "q", "k", "v", "attn_scores", "attn_probs", "z",
+    "attn_out", "resid_mid", "mlp_in", "mlp_pre", "mlp_gate", "mlp_hidden", "router_logits",
+    "router_weights", "expert_hidden", "mlp_out", "resid_post", "final_norm", "logits",
+)  # fmt: skip
+"""The vocabulary, in the order in which a forward pass meets it."""
+
+WHOLE = ("embeddings", "final_norm", "logits")
+"""Points that a stack has once, not once a block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which tensor of which module: its path, its side, and the view that is the point.
+
+    Args:
+        path: The module's path, relative to the block (or to the stack, for `WHOLE` points).
+        side: "in" or "out"; "scores", "probs" and "experts" are computed beside the module.
+        item: Index into a tuple, or field of a mapping, that the module returns; a chain of them.
+        layout: The view.
+        shared: The tensor is also the residual stream itself, so an edit writes into it.
+        call: Which call of the module in one forward pass; None is every call.
+    """
+
+    path: str
+    side: str
+    item: tuple[int | str, ...] = ()
+    layout: Layout = PLAIN
+    shared: bool = False
+    call: int | None = None
+
+
+def out(path: str, *item: int | str, **view: Any) -> Place:
+    """Return the place of a module's output; `view` are fields of `Layout`."""
+    return Place(path, "out", item, Layout(**view))
+
+
+def into(path: str, *, shared: bool = False, **view: Any) -> Place:
+    """Return the place of a module's first input."""
+    return Place(path, "in", (), Layout(**view), shared)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One stack of blocks and where its points are.
+
+    Args:
+        blocks: Path of the blocks below the stack's root, with "{}" where the index goes; the
+            path up to it must be a list of modules.
+        num_blocks: Number of blocks.
+        width: Width of the residual stream.
+        places: Point to place; block paths are relative to the block.
+        lacks: Point to the reason why this architecture does not have it.
+        heads: Attention heads; 0 if there is no attention.
+        kv_heads: Heads of keys and values.
+        head_width: Width of one head.
+        hidden: Width inside the MLP.
+        experts: Number of experts, and how many of them each token uses.
+        attention: Path of the module that calls the attention kernel, relative to the block.
+        name: Prefix of the stack's sites ("encoder", "vision"); "" is the main stack.
+        root: Path of the stack's module below the network's base model.
+        shared_blocks: Blocks are one module called again and again, as in ALBERT.
+        vocabulary: Size of the vocabulary, 0 without an output head.
+        alias: A prefix that users may write although there is one stack ("encoder").
+    """
+
+    blocks: str
+    num_blocks: int
+    width: int
+    places: Mapping[str, Place]
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    heads: int = 0
+    kv_heads: int = 0
+    head_width: int = 0
+    hidden: int = 0
+    experts: tuple[int, int] = (0, 0)
+    attention: str = ""
+    name: str = ""
+    root: str = ""
+    shared_blocks: bool = False
+    vocabulary: int = 0
+    alias: str = ""
+
+    def unit_shape(self, point: str) -> tuple[int, ...]:
+        """Return the shape of one row at a point: (D,), (H, K), (hidden,), ..."""
+        if point in ("q", "z"):
+            return (self.heads, self.head_width)
+        if point in ("k", "v"):
+            return (self.kv_heads, self.head_width)
+        if point in ("mlp_pre", "mlp_gate", "mlp_hidden"):
+            return (self.hidden,)
+        special = {
+            "router_logits": (self.experts[0],),
+            "router_weights": (self.experts[1],),
+            "expert_hidden": (self.experts[1], self.hidden),
+            "logits": (self.vocabulary,),
+        }
+        return special.get(point, (self.width,))
+
+
+@dataclass(frozen=True)
+class Site:
+    """A named place where a tensor flows.
+
+    Attributes:
+        name: As used in `record`, edits and readings.
+        shape: Axes of the tensor, for example ("batch", "token", 576); None if only a run tells.
+        where: The module's path and side; for what is computed beside a module, its path.
+        refused: Why this network lacks the site; "" if it has it.
+    """
+
+    name: str
+    shape: tuple[str | int, ...] | None = None
+    where: str = ""
+    refused: str = ""
+    place: Place = field(default=Place("", "out"), repr=False)
+    stack: Stack | None = field(default=None, repr=False)
+    head: int | None = None
+
+    @property
+    def axes(self) -> str:
+        """Return the axes' letters: BTD, BTHK, BHTS; "" if only a run tells."""
+        if self.place.side in ("scores", "probs"):
+            return "BHTS" if self.head is None else "BTS"
+        if self.shape is None:
+            return ""
+        return "BTD" if len(self.shape) == 3 else "BTHK"
+
+    @property
+    def unit_shape(self) -> tuple[int, ...] | None:
+        """Return the shape of one row, None if only a run tells."""
+        if self.shape is None or "S" in self.axes:
+            return None
+        return tuple(n for n in self.shape if isinstance(n, int))
+
+
+def stack_sites(stack: Stack, base: str) -> list[Site]:
+    """Return all sites of one stack, refused ones included, in the order of a forward pass.
+
+    Args:
+        stack: The stack.
+        base: Path of the network's base model, "" or ending with a dot.
+    """
+    root = f"{base}{stack.root}".rstrip(".")
+    prefix = f"{stack.name}." if stack.name else ""
+    before, after = POINTS[:1], POINTS[-2:]
+    sites = [_site(stack, f"{prefix}{p}", p, root, None) for p in before]
+    for i in range(stack.num_blocks):
+        block = ".".join(filter(None, (root, stack.blocks.format(i))))
+        sites += [_site(stack, f"{prefix}{p}.{i}", p, block, i) for p in POINTS if p not in WHOLE]
+    return sites + [_site(stack, f"{prefix}{p}", p, root, None) for p in after]
+
+
+def _site(stack: Stack, name: str, point: str, module: str, block: int | None) -> Site:
+    place = _attention_place(stack, point) or stack.places.get(point)
+    if place is None:
+        return Site(name, refused=stack.lacks.get(point, _reason(stack, point)), stack=stack)
+    if point == "logits":
+        module = ""
+    path = ".".join(filter(None, (module, place.path)))
+    call = block if stack.shared_blocks and block is not None else place.call
+    shape: tuple[str | int, ...] = ("batch", "token", *stack.unit_shape(point))
+    if place.side in ("scores", "probs"):
+        shape = ("batch", stack.heads, "token", "key")
+    where = f"{path}:{place.side}" if place.side in ("in", "out") else f"beside {path}"
+    return Site(name, shape, where, "", replace(place, path=path, call=call), stack)
+
+
+def _attention_place(stack: Stack, point: str) -> Place | None:
+    if point in ("attn_scores", "attn_probs") and stack.attention and point not in stack.lacks:
+        return Place(stack.attention, point.removeprefix("attn_"))
+    return None
+
+
+def _reason(stack: Stack, point: str) -> str:
+    if point in ("router_logits", "router_weights", "expert_hidden"):
+        return "the MLP of this architecture has no experts"
+    if point == "mlp_gate":
+        return "the MLP of this architecture has no gate"
+    if point == "logits":
+        return f"the {stack.name or 'network'} has no output head that returns logits"
+    return "this architecture's table has no such point"

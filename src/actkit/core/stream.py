@@ -1,0 +1,119 @@
+"""Streams data through a network, batch by batch, in constant memory.
+
+Shapes: B batch, T tokens, N rows, H heads, S keys.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from actkit.core.edit import Edit
+from actkit.core.errors import InputError
+from actkit.core.inputs import Batch
+from actkit.core.layout import axes_of, rows_first
+from actkit.core.moment import Moment
+from actkit.core.progress import track
+from actkit.core.recording import Rows
+from actkit.core.sites import Site
+
+if TYPE_CHECKING:
+    from actkit.core.model import Model
+
+
+def batches(data: Any, size: int) -> Iterator[Any]:
+    """Group single samples (texts, chats, images) into lists; pass whole batches on as they are.
+
+    Args:
+        data: An iterable of samples, or of batches (dicts, tensors with a batch axis, tuples).
+        size: How many samples make a batch.
+    """
+    if isinstance(data, str | Mapping | Tensor | Batch):
+        data = [data]
+    if size < 1:
+        raise InputError(f"a batch must have at least 1 sample, got {size}")
+    items = iter(data)
+    while group := list(islice(items, size)):
+        whole = [isinstance(g, Mapping | Batch | tuple) or _has_batch_axis(g) for g in group]
+        if any(whole):
+            yield from group
+        else:
+            yield group
+
+
+def _has_batch_axis(item: Any) -> bool:
+    return isinstance(item, Tensor) and item.dim() > 1
+
+
+def observe(
+    model: "Model",
+    data: Any,
+    readings: Mapping[str, Sequence[Any]],
+    batch_size: int,
+    edits: Sequence[Edit],
+) -> dict[str, list[Any]]:
+    """Feed copies of the readings at every site that their names mean."""
+    own: dict[str, list[Any]] = {}
+    sites: dict[str, Site] = {}
+    for names, templates in readings.items():
+        for site in model.sites(names):
+            sites[site.name] = site
+            own.setdefault(site.name, []).extend(copy.deepcopy(list(templates)))
+    seen = 0
+
+    def read(site: Site, x: Tensor, moment: Moment) -> None:
+        acts, rows = flat_rows(site, x.detach(), moment)
+        for reading in own[site.name]:
+            reading.update(acts, rows.shifted(seen))
+
+    for group in track(_lists(data, batch_size), "observing"):
+        batch = model.encode(group)
+        model.stream(batch, list(sites.values()), read, edits)
+        seen += _num_samples(batch)
+    if not seen:
+        raise InputError("data must hold at least one sample, got none")
+    return own
+
+
+def _lists(data: Any, size: int) -> Iterable[Any]:
+    """Return the batches, in a list where their number is known so that a bar can show it."""
+    return list(batches(data, size)) if isinstance(data, list | tuple) else batches(data, size)
+
+
+def _num_samples(batch: Batch) -> int:
+    values = (*batch.args, *batch.kwargs.values())
+    first = next((v for v in values if isinstance(v, Tensor)), None)
+    return 1 if first is None else len(first)
+
+
+def flat_rows(site: Site, x: Tensor, moment: Moment) -> tuple[Tensor, Rows]:
+    """Return a site's valid rows as (N, ...), attention as (N, H, S), and their (N,) rows.
+
+    Key 0 of an attention row is its sample's first valid token, however the batch was padded.
+    """
+    axes = site.axes or axes_of(x)
+    if axes == "BTS":
+        x, axes = x[:, None], "BHTS"
+    acts = rows_first(x, axes)
+    if axes == "BCYX":
+        rows = Rows.image(len(x), x.shape[2], x[0, 0, 0].numel())
+        return acts.flatten(0, 1), rows.flat()
+    rows = moment.rows(acts.shape[0], acts.shape[1])
+    if axes == "BHTS" and not rows.valid.all():
+        acts = _aligned(acts, rows.valid)
+    if rows.valid.all():
+        return acts.flatten(0, 1), rows.flat()
+    return acts[rows.valid], rows.flat()
+
+
+def _aligned(probs_BTHS: Tensor, valid_BT: Tensor) -> Tensor:
+    """Shift the keys so that index 0 is each sample's first valid token; zeros fill the end."""
+    first_B = valid_BT.long().argmax(-1)
+    keys_S = torch.arange(probs_BTHS.shape[-1], device=probs_BTHS.device)
+    source_BS = first_B[:, None] + keys_S
+    inside_BS = source_BS < probs_BTHS.shape[-1]
+    index = source_BS.clamp_max(probs_BTHS.shape[-1] - 1)[:, None, None].expand_as(probs_BTHS)
+    return probs_BTHS.gather(-1, index) * inside_BS[:, None, None]
