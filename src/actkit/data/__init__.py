@@ -1,0 +1,31 @@
+"""Real text, labelled photos and prompt sets that ship with actkit, and loaders for your own data.
+
+Importing this package reads nothing and imports no other library; each loader imports what it
+needs, and says what to install if it is missing.
+"""
+
+from actkit.data._chunks import chunks
+from actkit.data._load import load
+from actkit.data._photos import Photos, normalise, photos
+from actkit.data._prompts import Cloze, Contrast, capitals, ioi, refusal, sentiment, split
+from actkit.data._samples import Samples
+from actkit.data._texts import Text, text, texts
+
+__all__ = [
+    "Cloze",
+    "Contrast",
+    "Photos",
+    "Samples",
+    "Text",
+    "capitals",
+    "chunks",
+    "ioi",
+    "load",
+    "normalise",
+    "photos",
+    "refusal",
+    "sentiment",
+    "split",
+    "text",
+    "texts",
+]

@@ -1,0 +1,1 @@
+"""What scan and compare found: in the terminal, as a page, as JSON."""
