@@ -4,7 +4,8 @@ transformers asks its registry for the attention function by the name in the con
 module with taps runs, and only then, the name is this socket's; the socket calls the configured
 kernel with unchanged arguments, so outputs keep every bit, and computes scores and probabilities
 from the same queries and keys. An edit needs the explicit form: then, and only in that layer, the
-output is recomputed from the edited probabilities.
+output is recomputed from the edited probabilities. With gradients the output keeps its bits too,
+and its gradient goes through the probabilities that were recorded.
 
 Shapes: B batch, H heads, G key-value heads, T queries, S keys, K head width.
 """
@@ -90,20 +91,35 @@ class AttentionSocket:
         **settings: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Stand in for the kernel: (B, H, T, K) queries, (B, G, S, K) keys and values."""
-        edited = any(t.edits for taps in self.taps.values() for t in taps)
-        output: tuple[Tensor, Tensor | None] | None = None
-        if not edited:
-            output = self._kernel()(module, query, key, value, attention_mask, **settings)
+        sockets = self._chain()
+        edited = any(t.edits for s in sockets for taps in s.taps.values() for t in taps)
         scores_BHTS = attention_scores(module, query, key, attention_mask, settings)
-        if "scores" in self.taps:
-            scores_BHTS = self._run(self.taps["scores"], self._name, scores_BHTS)
-        sinks_H = settings.get("s_aux")
-        probs_BHTS = attention_probs(scores_BHTS, sinks_H).to(query.dtype)
-        if "probs" in self.taps:
-            probs_BHTS = self._run(self.taps["probs"], self._name, probs_BHTS)
-        if output is None:
-            output = grouped(probs_BHTS, value).transpose(1, 2).contiguous(), probs_BHTS
-        return output
+        for socket in sockets:
+            scores_BHTS = socket._passed("scores", scores_BHTS)
+        probs_BHTS = attention_probs(scores_BHTS, settings.get("s_aux")).to(query.dtype)
+        for socket in sockets:
+            probs_BHTS = socket._passed("probs", probs_BHTS)
+        if edited:
+            return grouped(probs_BHTS, value).transpose(1, 2).contiguous(), probs_BHTS
+        kernel = sockets[0]._kernel()
+        output, weights = kernel(module, query, key, value, attention_mask, **settings)
+        if torch.is_grad_enabled():
+            explicit = grouped(probs_BHTS, value).transpose(1, 2)
+            output = with_gradient_of(explicit, output)
+        return output, weights
+
+    def _chain(self) -> list["AttentionSocket"]:
+        """Return the sockets that are open on this module, the first opened first."""
+        outer = getattr(self._kernel(), "__self__", None)
+        return [*(outer._chain() if isinstance(outer, AttentionSocket) else []), self]
+
+    def _passed(self, side: str, x: Tensor) -> Tensor:
+        return self._run(self.taps[side], self._name, x) if side in self.taps else x
+
+
+def with_gradient_of(explicit: Tensor, output: Tensor) -> Tensor:
+    """Return the output's own numbers; their gradient goes through the explicit form."""
+    return output.detach() + (explicit - explicit.detach())
 
 
 def attention_scores(
@@ -113,13 +129,14 @@ def attention_scores(
     mask: Tensor | None,
     settings: dict[str, Any],
 ) -> Tensor:
-    """Return the softmax's logits (B, H, T, S) in float32, the mask included.
+    """Return the softmax's logits (B, H, T, S), at least in float32, the mask included.
 
     Hidden keys hold the lowest finite number, as in transformers' own explicit form.
     """
     scale = settings.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores: Tensor = grouped(query, key.transpose(-1, -2)).float() * scale
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores: Tensor = grouped(query, key.transpose(-1, -2)).to(wide) * scale
     if (cap := settings.get("softcap")) is not None:
         scores = cap * torch.tanh(scores / cap)
     if (bias := settings.get("position_bias")) is not None:

@@ -5,6 +5,8 @@ Shapes: B batch, T tokens, D width, J directions.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isfinite
+from numbers import Real
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ from actkit.core.operations import (
 from actkit.core.recording import Recording
 from actkit.core.where import Where, indices
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, eq=False)
 class Edit:
@@ -36,48 +40,72 @@ class Edit:
     where: Where = field(default_factory=Where)
 
     def write(self, x: Tensor, moment: Moment) -> Tensor:
-        """Return the new (B, T, ...) values; the operation is already like x."""
+        """Return the new (B, T, ...) values, x itself if none is meant; the operation is like x.
+
+        The operation's tensors are as large as the site or, on the axes of chosen rows, heads
+        and units, as large as the choice.
+        """
         if self.where.everywhere:
             return self.operation(x)
         if not self.where.acts(moment):
             return x
-        if self.where.rows is None:
-            return self._write_rows(x, self.where.token_mask(moment, len(x), x.shape[1]))
-        rows = indices(self.where.rows, len(x), "rows", x.device)
-        mask = self.where.token_mask(moment, len(x), x.shape[1])
-        mask = None if mask is None else mask[rows]
-        return x.index_copy(0, rows, self._write_rows(x.index_select(0, rows), mask))
+        mask_BT = self.where.token_mask(moment, len(x), x.shape[1])
+        chosen = self._chosen(x)
+        if not all(len(index) for _, index in chosen):
+            return x
+        rows = next((index for axis, index in chosen if axis == 0), slice(None))
+        if mask_BT is not None and not mask_BT[rows].any():
+            return x
+        return self._on_axes(x, chosen, mask_BT)
 
-    def _write_rows(self, x: Tensor, mask_BT: Tensor | None) -> Tensor:
-        new = self._write_units(x)
-        if mask_BT is None:
-            return new
-        return torch.where(mask_BT.reshape(*mask_BT.shape, *[1] * (x.dim() - 2)), new, x)
+    def check_width(self, width: int) -> None:
+        """Refuse tensors that are neither as wide as their site nor as the units they choose."""
+        own = self.operation.width()
+        if own in (None, width):
+            return
+        units = self.where.units
+        chosen = None if units is None else len(indices(units, width, "units", _CPU))
+        if own != chosen:
+            also = "" if units is None else f" and {chosen} chosen units"
+            raise EditError(
+                f"an edit must be as wide as its site: {self.site} has width {width}{also}, "
+                f"the {self.operation.name} has width {own}"
+            )
 
-    def _write_units(self, x: Tensor) -> Tensor:
-        """Run the operation on the chosen heads and units, and leave the others."""
-        chosen = []
-        if self.where.heads is not None:
+    def _chosen(self, x: Tensor) -> list[tuple[int, Tensor]]:
+        """Return the axes of x on which something is chosen, with the indices."""
+        where, chosen = self.where, []
+        if where.rows is not None:
+            chosen.append((0, indices(where.rows, len(x), "rows", x.device)))
+        if where.heads is not None:
             if x.dim() != 4:
-                raise EditError(f"heads need a site with heads; {self.site} has {x.dim() - 2} axes")
-            heads = self.where.heads
-            heads = [heads] if isinstance(heads, int) else heads
-            chosen.append((2, indices(heads, x.shape[2], "heads", x.device)))
-        if self.where.units is not None:
-            chosen.append((-1, indices(self.where.units, x.shape[-1], "units", x.device)))
-        if self.operation.local:
-            return _on_axes(x, chosen, self.operation)
-        new = self.operation(x)
-        for axis, index in chosen:
-            new = x.index_copy(axis, index, new.index_select(axis, index))
+                raise EditError(
+                    f"heads need a site with heads, got {self.site} of shape {tuple(x.shape)}"
+                )
+            chosen.append((2, indices(where.heads, x.shape[2], "heads", x.device)))
+        if where.units is not None:
+            chosen.append((-1, indices(where.units, x.shape[-1], "units", x.device)))
+        return chosen
+
+    def _on_axes(
+        self, x: Tensor, chosen: list[tuple[int, Tensor]], mask_BT: Tensor | None
+    ) -> Tensor:
+        """Run the operation on the chosen part of x; where it is sized for all, on all."""
+        if not chosen:
+            return _masked(self.operation(x), x, mask_BT)
+        (axis, index), *rest = chosen
+        if self.operation.extent(x.dim())[axis] == x.shape[axis] > 1:
+            part = self._on_axes(x, rest, mask_BT).index_select(axis, index)
+        else:
+            mask_BT = mask_BT[index] if mask_BT is not None and axis == 0 else mask_BT
+            part = self._on_axes(x.index_select(axis, index), rest, mask_BT)
+        return x.index_copy(axis, index, part)
+
+
+def _masked(new: Tensor, x: Tensor, mask_BT: Tensor | None) -> Tensor:
+    if mask_BT is None:
         return new
-
-
-def _on_axes(x: Tensor, chosen: list[tuple[int, Tensor]], fn: Callable[[Tensor], Tensor]) -> Tensor:
-    if not chosen:
-        return fn(x)
-    (axis, index), *rest = chosen
-    return x.index_copy(axis, index, _on_axes(x.index_select(axis, index), rest, fn))
+    return torch.where(mask_BT.reshape(*mask_BT.shape, *[1] * (x.dim() - 2)), new, x)
 
 
 def add(site: str, vector: Tensor, scale: float | Tensor = 1.0, where: Where | None = None) -> Edit:
@@ -95,7 +123,7 @@ def add(site: str, vector: Tensor, scale: float | Tensor = 1.0, where: Where | N
         >>> edit.operation(torch.zeros(1, 1, 2))
         tensor([[[2., 4.]]])
     """
-    strength = _checked(scale, "scale", site) if isinstance(scale, Tensor) else _number(scale, site)
+    strength = _strength(scale, "scale", site)
     return Edit(site, Add(_checked(vector, "vector", site), strength), where or Where())
 
 
@@ -106,7 +134,7 @@ def set(site: str, value: float | Tensor, where: Where | None = None) -> Edit:
 
 def scale(site: str, factor: float | Tensor, where: Where | None = None) -> Edit:
     """Return an edit that multiplies by `factor`: a number, (D,) or, for each row, (B, 1)."""
-    number = _checked(factor, "factor", site) if isinstance(factor, Tensor) else factor
+    number = _strength(factor, "factor", site)
     return Edit(site, Scale(number), where or Where())
 
 
@@ -116,8 +144,8 @@ def project_out(site: str, directions: Tensor, where: Where | None = None) -> Ed
     directions_JD = directions_JD[None] if directions_JD.dim() == 1 else directions_JD
     if (norms := directions_JD.norm(dim=-1)).eq(0).any():
         raise EditError(f"directions at {site} must not be zero, got lengths {norms.tolist()}")
-    basis_DJ = torch.linalg.qr(directions_JD.double().mT).Q
-    return Edit(site, ProjectOut(basis_DJ.mT.to(directions_JD.dtype)), where or Where())
+    basis_JD = _orthonormal(directions_JD.double()).to(directions_JD.dtype)
+    return Edit(site, ProjectOut(basis_JD), where or Where())
 
 
 def clamp(
@@ -132,8 +160,11 @@ def clamp(
         raise EditError(f"a clamp at {site} needs low <= high, got {low} and {high}")
     if direction is not None:
         direction = _checked(direction, "direction", site)
-        if not (length := direction.norm()) > 0:
-            raise EditError(f"the direction of a clamp at {site} must not be zero")
+        if direction.dim() != 1 or not (length := direction.norm()) > 0:
+            raise EditError(
+                f"the direction of a clamp at {site} must be one vector (D,) and not zero, "
+                f"got shape {tuple(direction.shape)}"
+            )
         direction = direction / length
     return Edit(site, Clamp(low, high, direction), where or Where())
 
@@ -155,16 +186,28 @@ def swap(site: str, recording: Recording, where: Where | None = None) -> Edit:
 
 
 def apply(site: str, fn: Callable[[Tensor], Tensor], where: Where | None = None) -> Edit:
-    """Return an edit that calls `fn` on (B, T, ...) values; it cannot be saved."""
+    """Return an edit that calls `fn` on a copy of (B, T, ...) values; it cannot be saved."""
     if not callable(fn):
         raise EditError(f"apply at {site} needs a function, got {type(fn).__name__}")
     return Edit(site, Apply(fn), where or Where())
 
 
-def _number(value: Any, site: str) -> float:
-    if not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
-        raise EditError(f"a strength at {site} must be a finite number, got {value!r}")
-    return value
+def _orthonormal(directions_JD: Tensor) -> Tensor:
+    """Return an orthonormal basis of the span, (rank, D)."""
+    rank = int(torch.linalg.matrix_rank(directions_JD.detach()))
+    if rank == len(directions_JD):  # the QR form can be differentiated
+        basis: Tensor = torch.linalg.qr(directions_JD.mT).Q.mT
+    else:
+        basis = torch.linalg.svd(directions_JD, full_matrices=False).Vh[:rank]
+    return basis
+
+
+def _strength(value: Any, what: str, site: str) -> float | Tensor:
+    if isinstance(value, Tensor):
+        return _checked(value, what, site)
+    if not isinstance(value, Real) or not isfinite(value):
+        raise EditError(f"the {what} at {site} must be a finite number, got {value!r}")
+    return float(value)
 
 
 def _checked(value: Any, what: str, site: str) -> Tensor:

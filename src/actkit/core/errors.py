@@ -3,6 +3,7 @@
 ActkitError
 ├── SiteError          an unknown site, or one that this network lacks
 ├── ModelError         a network that cannot be opened
+├── MethodError        an unknown method or family, or a method's file that declares none
 ├── InputError         inputs that the network cannot take
 ├── EditError          an edit that does not fit, or never acts
 ├── StoreError         a store that cannot be read or written
@@ -26,6 +27,13 @@ class SiteError(ActkitError, KeyError):
 
 class ModelError(ActkitError):
     """A network that cannot be opened."""
+
+
+class MethodError(ActkitError, KeyError):
+    """An unknown method or family, or a method's file that declares none."""
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return str(self.args[0]) if self.args else ""
 
 
 class InputError(ActkitError, ValueError):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from actkit.core.attention import with_gradient_of
+
 
 class ExpertSocket:
     """Reads `expert_hidden` of a module that holds all experts in three fused weights."""
@@ -23,9 +25,11 @@ class ExpertSocket:
         """Pass (N, C, F) through the taps; return the output, recomputed if it was edited."""
         acts_ND, chosen_NC, weights_NC = args
         hidden_NCF = run(expert_hidden(self._experts, acts_ND, chosen_NC))
-        if not self._edited:
+        if not (self._edited or torch.is_grad_enabled()):
             return output
-        return expert_output(self._experts, hidden_NCF, chosen_NC, weights_NC).to(output.dtype)
+        explicit = expert_output(self._experts, hidden_NCF, chosen_NC, weights_NC)
+        explicit = explicit.to(output.dtype)
+        return explicit if self._edited else with_gradient_of(explicit, output)
 
 
 def expert_hidden(experts: Any, acts_ND: Tensor, chosen_NC: Tensor) -> Tensor:

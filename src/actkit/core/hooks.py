@@ -1,12 +1,13 @@
 """Hooks: set and removed in one place, in `finally`.
 
-A tap is what is done at one site: edits in order, then a read of what flows on. Taps of one run
-are grouped by module and side, so a module carries at most one hook for each side.
+Taps of one run are grouped by module and side, so a module carries at most one hook for each side.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from copy import copy
+from functools import partial
+from itertools import groupby
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,86 +15,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from actkit.core.attention import AttentionSocket
-from actkit.core.edit import Edit
-from actkit.core.errors import EditError, SiteError
+from actkit.core.errors import SiteError
 from actkit.core.experts import ExpertSocket
-from actkit.core.layout import axes_of, rows_back, rows_first
 from actkit.core.moment import Moment
-from actkit.core.sites import Site
+from actkit.core.taps import Tap
 
-Read = Callable[[Site, Tensor, Moment], None]
+Chain = tuple[int | str, ...]
 
 
 class Stop(Exception):  # noqa: N818
     """Raised inside a forward pass once every asked site was read; caught by the run."""
-
-
-@dataclass(eq=False)
-class Tap:
-    """What is done at one site in one run."""
-
-    site: Site
-    edits: list[Edit] = field(default_factory=list)
-    read: Read | None = None
-    fired: bool = False
-    _ready: list[Edit] | None = None
-
-    def pass_on(self, raw: Tensor, moment: Moment, first: bool = True) -> Tensor:
-        """Edit and, in a module's first call, read; return the tensor that flows on."""
-        x = self._view(raw, moment.batch)
-        if self.edits:
-            x = self._edited(x, moment)
-            raw = self._put(raw, x, moment.batch)
-        self.fired = True
-        if self.read is not None and first:
-            self.read(self.site, x, moment)
-        return raw
-
-    def _edited(self, x: Tensor, moment: Moment) -> Tensor:
-        axes = self.site.axes or axes_of(x)
-        if self.site.head is not None and axes == "BTHK":
-            axes = "BTD"
-        rows = rows_first(x, axes)
-        moment.batch = moment.batch or len(rows)
-        for edit in self._fitted(rows, axes):
-            rows = edit.write(rows, moment)
-        return rows_back(rows, axes, x)
-
-    def _fitted(self, rows: Tensor, axes: str) -> list[Edit]:
-        """Return the edits with their tensors like the rows; kept unless gradients pass."""
-        if self._ready is not None:
-            return self._ready
-        for edit in self.edits:
-            _check_width(edit, rows.shape[2:])
-        ready = [replace(e, operation=e.operation.like(rows, axes)) for e in self.edits]
-        if not any(t.requires_grad for e in self.edits for t in e.operation.tensors().values()):
-            self._ready = ready
-        return ready
-
-    def _view(self, raw: Tensor, batch: int) -> Tensor:
-        x = self.site.place.layout.get(raw, batch)
-        if self.site.head is None:
-            return x
-        return x[:, self.site.head] if self.site.axes == "BTS" else x[:, :, self.site.head]
-
-    def _put(self, raw: Tensor, x: Tensor, batch: int) -> Tensor:
-        if self.site.head is None:
-            return self.site.place.layout.put(raw, x, batch)
-        changed = raw.clone()
-        self._view(changed, batch).copy_(x)
-        return changed
-
-
-def _check_width(edit: Edit, unit: tuple[int, ...]) -> None:
-    """Refuse tensors that are wider or narrower than the site's rows."""
-    where, width = edit.where, edit.operation.width()
-    if width is None or where.units is not None:
-        return
-    if width != unit[-1]:
-        raise EditError(
-            f"an edit must be as wide as its site: {edit.site} has width {unit[-1]}, "
-            f"the {type(edit.operation).__name__.lower()} has width {width}"
-        )
 
 
 class Hooks:
@@ -103,7 +34,8 @@ class Hooks:
         module: The network.
         taps: What to do at which site.
         stacks: Path of each stack's module by the stack's name.
-        stop: Raise `Stop` once every tap that reads has read.
+        stop: Raise `Stop` once every tap that reads has read. Edits in a stack come in a known
+            order, so later ones need not run; edits of other modules are waited for.
     """
 
     def __init__(
@@ -113,7 +45,7 @@ class Hooks:
         self._module, self._taps, self._stop = module, list(taps), stop
         self._stacks = stacks
         self.moments: dict[str, Moment] = defaultdict(Moment)
-        self._waiting = {id(t) for t in self._taps if t.read is not None}
+        self._waiting = {id(t) for t in self._taps if t.read or (t.edits and not t.site.stack)}
         self._calls: dict[tuple[str, str], int] = defaultdict(int)
         self._handles: list[RemovableHandle] = []
         self._sockets: list[AttentionSocket] = []
@@ -148,8 +80,11 @@ class Hooks:
 
     def _set(self) -> None:
         self._door("", self._module)
-        for name in {t.site.stack.name for t in self._taps if t.site.stack is not None}:
-            self._door(f"stack {name}", self._module.get_submodule(self._stacks[name]))
+        for stack in {t.site.stack.name: t.site.stack for t in self._taps if t.site.stack}.values():
+            module = self._module.get_submodule(self._stacks[stack.name])
+            if stack.frames is not None:
+                self.moments[f"stack {stack.name}"].frames = partial(stack.frames, module)
+            self._door(f"stack {stack.name}", module)
         groups: dict[tuple[str, str], list[Tap]] = defaultdict(list)
         for tap in self._taps:
             groups[tap.site.place.path, tap.site.place.side].append(tap)
@@ -182,16 +117,21 @@ class Hooks:
         return self.moments["" if stack is None else f"stack {stack.name}"]
 
     def _run(self, taps: list[Tap], path: str, x: Tensor) -> Tensor:
+        """Pass a tensor, which its module passes on once a call, through the taps."""
+        return self._pass(taps, self._call(path, taps[0].site.place.side), x)
+
+    def _call(self, path: str, side: str) -> int:
+        """Return which call of a module this is in one forward pass, from 0."""
+        self._calls[path, side] += 1
+        return self._calls[path, side] - 1
+
+    def _pass(self, taps: list[Tap], call: int, x: Tensor) -> Tensor:
         """Pass a tensor through the taps that this call of the module is meant for."""
-        key = (path, taps[0].site.place.side)
-        call = self._calls[key]
-        self._calls[key] += 1
         for tap in taps:
             wanted = tap.site.place.call
-            if wanted not in (None, call):
-                continue
-            x = tap.pass_on(x, self._moment(tap), first=call == 0 or wanted is not None)
-            self._waiting.discard(id(tap))
+            if wanted in (None, call):
+                x = tap.pass_on(x, self._moment(tap), first=call == 0 or wanted is not None)
+                self._waiting.discard(id(tap))
         return x
 
     def _done(self, *_: Any) -> None:
@@ -200,33 +140,36 @@ class Hooks:
 
     def _into(self, module: nn.Module, path: str, taps: list[Tap]) -> RemovableHandle:
         shared = any(t.site.place.shared and t.edits for t in taps)
+        groups = _by_item(taps)
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            key = None if args else _first_tensor(path, kwargs)
-            x = args[0] if key is None else kwargs[key]
-            new = self._run(taps, path, x)
+            call, old = self._call(path, "in"), _slots(args, kwargs)
+            given = old
+            for item, own in groups:
+                chain = item or _main_input(path, given)
+                x = _get(given, chain, f"{path}:in")
+                # what edits keep for their gradients must not be overwritten by the copy below
+                new = self._pass(own, call, x.clone() if shared else x)
+                if new is not x and shared:
+                    x.copy_(new)
+                elif new is not x:
+                    given = _put(given, chain, new)
             self._done()
-            if new is x:
+            if given is old:
                 return None
-            if shared:
-                x.copy_(new)
-                return None
-            if key is None:
-                return (new, *args[1:]), kwargs
-            return args, {**kwargs, key: new}
+            return tuple(given[i] for i in range(len(args))), {k: given[k] for k in kwargs}
 
         return module.register_forward_pre_hook(before, with_kwargs=True)
 
     def _out(self, module: nn.Module, path: str, taps: list[Tap]) -> RemovableHandle:
-        items: dict[tuple[int | str, ...], list[Tap]] = defaultdict(list)
-        for tap in taps:
-            items[tap.site.place.item].append(tap)
+        groups = _by_item(taps)
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            for item, own in items.items():
-                chain = item or _first_item(output)
-                x = _get(output, chain, path)
-                new = self._run(own, f"{path}{item}", x)
+            call = self._call(path, "out")
+            for item, own in groups:
+                chain = item or _main_output(output)
+                x = _get(output, chain, f"{path}:out")
+                new = self._pass(own, call, x)
                 output = output if new is x else _put(output, chain, new)
             self._done()
             return output
@@ -244,45 +187,65 @@ class Hooks:
         return module.register_forward_hook(after)
 
 
-def _first_tensor(path: str, kwargs: dict[str, Any]) -> str:
-    names = [k for k, v in kwargs.items() if isinstance(v, Tensor)]
+def _by_item(taps: list[Tap]) -> list[tuple[Chain, list[Tap]]]:
+    """Group taps of one item that follow each other; their order stays."""
+    return [(item, list(own)) for item, own in groupby(taps, lambda t: t.site.place.item)]
+
+
+def _slots(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, Any]:
+    """Return all arguments under their numbers and names."""
+    slots: dict[int | str, Any] = dict(enumerate(args))
+    slots.update(kwargs)
+    return slots
+
+
+def _main_input(path: str, given: Mapping[int | str, Any]) -> Chain:
+    """Return the way to a module's first input that is a tensor."""
+    names = [k for k, v in given.items() if isinstance(v, Tensor)]
     if not names:
-        raise SiteError(f"{path}:in needs an input that is a tensor, got {list(kwargs)}")
-    return "hidden_states" if "hidden_states" in names else names[0]
+        raise SiteError(f"{path}:in needs an input that is a tensor, got {list(given)}")
+    named = "hidden_states" in names and not isinstance(names[0], int)
+    return ("hidden_states" if named else names[0],)
 
 
-def _first_item(output: Any) -> tuple[int | str, ...]:
+def _main_output(output: Any) -> Chain:
     """Return the way to the main tensor of what a module returned: itself, or its first item."""
-    if isinstance(output, tuple | list):
-        return (0, *_first_item(output[0]))
+    if isinstance(output, tuple | list) and output:
+        return (0, *_main_output(output[0]))
     if isinstance(output, Mapping):
         return tuple(k for k, v in output.items() if isinstance(v, Tensor))[:1]
     return ()
 
 
-def _get(output: Any, chain: tuple[int | str, ...], path: str) -> Tensor:
+def _get(values: Any, chain: Chain, where: str) -> Tensor:
     for item in chain:
         try:
-            output = getattr(output, item) if isinstance(item, str) else output[item]
+            values = _item(values, item)
         except (AttributeError, IndexError, TypeError, KeyError) as error:
-            raise SiteError(
-                f"{path}:out has no item {item!r} in {type(output).__name__}"
-            ) from error
-    if not isinstance(output, Tensor):
-        raise SiteError(f"{path}:out must be a tensor to be read, got {type(output).__name__}")
-    return output
+            raise SiteError(f"{where} has no item {item!r} in {type(values).__name__}") from error
+    if not isinstance(values, Tensor):
+        raise SiteError(f"{where} must be a tensor to be read, got {type(values).__name__}")
+    return values
 
 
-def _put(output: Any, chain: tuple[int | str, ...], value: Tensor) -> Any:
-    """Return the output with the item at the end of the chain replaced."""
+def _item(values: Any, item: int | str) -> Any:
+    by_name = isinstance(item, str) and not isinstance(values, Mapping)
+    return getattr(values, str(item)) if by_name else values[item]
+
+
+def _put(values: Any, chain: Chain, new: Tensor) -> Any:
+    """Return a copy of the values with the item at the end of the chain replaced."""
     if not chain:
-        return value
+        return new
     item, rest = chain[0], chain[1:]
-    if isinstance(item, str):
-        output[item] = _put(output[item], rest, value)
-        return output
-    items = list(output)
-    items[item] = _put(items[item], rest, value)
-    if hasattr(output, "_fields"):
-        return type(output)(*items)
-    return type(output)(items)
+    inner = _put(_item(values, item), rest, new)
+    if isinstance(values, tuple):
+        at = values._fields.index(item) if isinstance(item, str) else item  # type: ignore[attr-defined]
+        items = [*values[:at], inner, *values[at + 1 :]]
+        return type(values)(*items) if hasattr(values, "_fields") else type(values)(items)
+    changed = copy(values)
+    if isinstance(item, str) and not isinstance(values, Mapping):
+        setattr(changed, item, inner)
+    else:
+        changed[item] = inner
+    return changed

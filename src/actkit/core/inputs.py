@@ -6,6 +6,7 @@ Shapes: B batch, T tokens.
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ class Batch:
         args: Positional arguments.
         kwargs: Keyword arguments.
         tokens: (B, T) token ids, None if the inputs are no tokens.
-        valid: (B, T) bool, False on padding; None if nothing is padded.
+        valid: (B, T) bool, False on padding, counted as the inputs are (tokens, or samples of
+            sound); None if nothing is padded.
     """
 
     args: tuple[Any, ...] = ()
@@ -54,6 +56,8 @@ class Encoder:
     def __init__(self, module: nn.Module, tokenizer: Any, processor: Any) -> None:
         """Keep what is needed to encode."""
         self._module, self._tokenizer, self._processor = module, tokenizer, processor
+        known = (m for m in module.modules() if hasattr(type(m), "base_model_prefix"))
+        self._inner = next(known, module)  # the network of transformers inside a wrapper
 
     def __call__(self, inputs: Any) -> Batch:
         """Return the batch; the inputs themselves stay as they are."""
@@ -123,12 +127,12 @@ class Encoder:
                 f"a list of {type(inputs[0]).__name__} needs a processor and there is none: "
                 "pass processor= to ak.open, or give a tensor"
             )
-        name = getattr(self._module, "main_input_name", "pixel_values")
-        word = "images" if name == "pixel_values" else "audio"
+        sees = "pixel_values" in inspect.signature(self._module.forward).parameters
+        word = "images" if sees else "audio"
         return self._given((), dict(self._processor(**{word: list(inputs)}, return_tensors="pt")))
 
     def _array(self, array: Tensor) -> Batch:
-        name = getattr(self._module, "main_input_name", None)
+        name = getattr(self._inner, "main_input_name", None)
         if not array.numel():
             raise InputError(f"inputs must not be empty, got shape {tuple(array.shape)}")
         if name == "input_ids" and not array.is_floating_point() and array.dim() in (1, 2):
@@ -143,7 +147,7 @@ class Encoder:
         if not all(rows):
             raise InputError(f"a prompt must have a token, got lengths {[len(r) for r in rows]}")
         length = max(map(len, rows))
-        pad = getattr(self._tokenizer, "pad_token_id", None) or 0
+        pad = self._pad_id()
         ids = torch.tensor([[pad] * (length - len(r)) + r for r in rows])
         mask = torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r in rows])
         kwargs = {"input_ids": ids, "attention_mask": mask}
@@ -151,12 +155,29 @@ class Encoder:
             kwargs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
         return self._given((), kwargs)
 
+    def _pad_id(self) -> int:
+        """Return the id to pad with: the tokenizer's, else the network's, else 0."""
+        sources = (self._tokenizer, _text_config(self._inner))
+        found = (getattr(source, "pad_token_id", None) for source in sources)
+        return next((i for i in found if isinstance(i, int) and i >= 0), 0)
+
     def _hears_positions(self) -> bool:
-        """Say whether positions are an argument that counts from 0 (RoBERTa counts from ids)."""
-        config = getattr(self._module, "config", None)
-        if str(getattr(config, "model_type", "")) in ("roberta", "xlm-roberta", "camembert"):
-            return False
-        return "position_ids" in inspect.signature(self._module.forward).parameters
+        """Say whether positions are an argument that counts from 0."""
+        outer = inspect.signature(self._module.forward).parameters
+        passed = "position_ids" in outer or any(p.kind is p.VAR_KEYWORD for p in outer.values())
+        heard = "position_ids" in inspect.signature(self._inner.forward).parameters
+        return passed and heard and self._padding_position is None
+
+    @cached_property
+    def _padding_position(self) -> int | None:
+        """Return the position of padding where the others count on from it, as in RoBERTa.
+
+        Such networks find positions from the ids, and need no telling.
+        """
+        for path, module in self._module.named_modules():
+            if path.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+                return module.padding_idx
+        return None
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
         """Move arguments to the network's device and check what can be checked."""
@@ -166,10 +187,11 @@ class Encoder:
         ids = kwargs.get("input_ids")
         tokens = ids if isinstance(ids, Tensor) and ids.dim() == 2 else None
         mask = kwargs.get("attention_mask")
-        fits = isinstance(mask, Tensor) and tokens is not None and mask.shape == tokens.shape
+        valid = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
         if tokens is not None:
             self._check(tokens)
-        return Batch(args, kwargs, tokens, mask.bool() if fits and mask is not None else None)
+            valid = valid if valid is not None and valid.shape == tokens.shape else None
+        return Batch(args, kwargs, tokens, valid)
 
     def _check(self, tokens: Tensor) -> None:
         """Refuse prompts that are empty, too long, or hold unknown tokens."""
@@ -181,20 +203,20 @@ class Encoder:
                 f"a prompt must fit the context of {length} tokens, got {tokens.shape[1]}; "
                 "nothing was cut off"
             )
-        config = _text_config(self._module)
-        size = getattr(config, "vocab_size", None)
-        if size is not None and (worst := int(tokens.max())) >= size:
-            raise InputError(f"token ids must be below the vocabulary's size {size}, got {worst}")
+        size = getattr(_text_config(self._inner), "vocab_size", None)
+        lowest, highest = int(tokens.min()), int(tokens.max())
+        if size is not None and not 0 <= lowest <= highest < size:
+            raise InputError(f"token ids must be 0 to {size - 1}, got {lowest} to {highest}")
 
     def context_length(self) -> int | None:
         """Return how many tokens fit; None where positions are relative or not used."""
-        config = _text_config(self._module)
+        config = _text_config(self._inner)
         if getattr(config, "model_type", "") in ("t5", "mt5", "umt5"):
             return None
         found = (getattr(config, name, None) for name in _LENGTHS)
         length = next((n for n in found if isinstance(n, int) and n > 0), None)
-        if length is not None and getattr(config, "model_type", "") == "roberta":
-            return length - 2  # its first position is padding_idx + 1
+        if length is not None and self._padding_position is not None:
+            return length - self._padding_position - 1
         return length
 
 

@@ -19,15 +19,19 @@ class Layout:
         heads: Split the last axis into this many heads.
         slot: (index, number) for fused projections that are interleaved inside each head.
         flat: Batch and tokens share the first axis and are split again.
+        channels_first: The tensor is an image (B, D, Y, X), its tokens are the pixels.
     """
 
     span: tuple[int, int] | None = None
     heads: int | None = None
     slot: tuple[int, int] | None = None
     flat: bool = False
+    channels_first: bool = False
 
     def get(self, x: Tensor, batch: int) -> Tensor:
         """Return the point's (B, T, ...) view of the module's tensor."""
+        if self.channels_first:
+            x = x.flatten(2).transpose(1, 2)
         if self.flat:
             x = x.view(batch, -1, *x.shape[1:])
         if self.span is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from actkit.core.addresses import Addresses
 from actkit.core.edit import Edit
 from actkit.core.errors import EditError, InputError
-from actkit.core.hooks import Hooks, Read, Stop, Tap
+from actkit.core.hooks import Hooks, Stop
 from actkit.core.inputs import Batch, Encoder
 from actkit.core.layout import axes_of, rows_first
 from actkit.core.moment import Moment
@@ -21,6 +21,7 @@ from actkit.core.networks import find
 from actkit.core.recording import Recording, Rows
 from actkit.core.replace import replaced
 from actkit.core.sites import Site
+from actkit.core.taps import Read, Tap, check_run
 
 if TYPE_CHECKING:
     from actkit.store import Store
@@ -98,9 +99,9 @@ class Model:
 
         batch = self.encode(inputs)
         sites = self._addresses.find(record)
-        output = self._forward(
-            batch, self._taps(sites, keep, edits), grad, bool(sites) and not logits
-        )
+        taps = self._taps(sites, keep, edits)
+        output = self._forward(batch, taps, grad, bool(sites) and not logits)
+        check_run(taps)
         main = next(iter(rows.values()), None) if batch.tokens is None else _token_rows(batch)
         if main is None:
             main = Rows.of(torch.ones(0, 0, dtype=torch.bool))
@@ -134,11 +135,16 @@ class Model:
         self._check_room(batch, max_new_tokens)
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **settings}
         settings.setdefault("pad_token_id", _pad_id(self.module, self.tokenizer))
+        if edits and settings.get("use_cache") is False:
+            raise EditError(
+                "edits in generate need use_cache=True: it tells prompt and written tokens apart"
+            )
         if cache is not None:
             settings["past_key_values"] = cache
         kwargs = {k: v for k, v in batch.kwargs.items() if k != "position_ids"}
         with torch.no_grad(), self.edited(edits):
             written = generate(**kwargs, **settings)
+        written = getattr(written, "sequences", written)
         encoder_decoder = getattr(self.module.config, "is_encoder_decoder", False)
         start = 0 if encoder_decoder or batch.tokens is None else batch.tokens.shape[1]
         texts: list[str] = self.tokenizer.batch_decode(written[:, start:], skip_special_tokens=True)
@@ -176,7 +182,8 @@ class Model:
             inputs: As in `run`; B rows.
             variants: One list of edits for each of V versions.
             metric: Takes logits (n, P, vocabulary) at the asked positions, returns (n,).
-            at: "last", an index, or a slice of positions.
+            at: "last", an index, or a slice of positions, counted from each row's first valid
+                token, or from its last.
             batch: How many rows to run at once.
         """
         from actkit.core.sweep import sweep
@@ -237,17 +244,24 @@ class Model:
         return output
 
     def _taps(self, sites: Sequence[Site], read: Read | None, edits: Sequence[Edit]) -> list[Tap]:
-        """Return one tap for each place: its edits in order, then its read."""
-        taps: dict[str, Tap] = {}
+        """Return taps in order: edits, then reads; a place may be met under several names."""
+        taps: list[Tap] = []
+        latest: dict[tuple[str, str], Tap] = {}
+
+        def tap_at(site: Site) -> Tap:
+            spot = (site.place.path, site.place.side)
+            if spot not in latest or latest[spot].site.name != site.name:
+                latest[spot] = Tap(site)
+                taps.append(latest[spot])
+            return latest[spot]
+
         for edit in edits:
-            if edit.operation.neutral:
-                self._addresses.find(edit.site)
-                continue
             for site in self._addresses.find(edit.site):
-                taps.setdefault(site.name, Tap(site)).edits.append(edit)
+                if not edit.operation.neutral:
+                    tap_at(site).edits.append(edit)
         for site in sites:
-            taps.setdefault(site.name, Tap(site)).read = read
-        return list(taps.values())
+            tap_at(site).read = read
+        return taps
 
     def _check_room(self, batch: Batch, max_new_tokens: int) -> None:
         length = self.encode.context_length()
@@ -256,14 +270,6 @@ class Model:
             raise InputError(
                 f"prompt and new tokens must fit the context of {length} tokens, "
                 f"got {used} and {max_new_tokens}"
-            )
-
-
-def _refuse_generated(edits: Sequence[Edit]) -> None:
-    for edit in edits:
-        if isinstance(edit.where.tokens, str) and edit.where.tokens == "generated":
-            raise EditError(
-                f"an edit of generated tokens acts in generate only, got one at {edit.site} in run"
             )
 
 

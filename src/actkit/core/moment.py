@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens of this pass, P tokens seen so far.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,19 +18,25 @@ class Moment:
     """One forward pass of one stack; hooks at its door keep it up to date.
 
     Attributes:
-        step: 0 for a prompt, then the number of the generated token.
+        step: 0 for a prompt, then the number of the generated token; of a network without
+            tokens, a sampler's for example, the number of the call.
+        writing: Whether this pass goes on from a cache, with tokens that the network wrote.
         batch: Number of rows, 0 before the first pass.
         device: Where the pass runs.
+        frames: From lengths of the inputs (samples of sound) to numbers of rows, (B,) to (B,);
+            None where the mask speaks of the rows themselves.
     """
 
     def __init__(self) -> None:
         """Start before any pass."""
-        self.step = -1
+        self.frames: Callable[[Tensor], Tensor] | None = None
+        self.step, self.writing = 0, False
         self.batch = 0
         self.device = torch.device("cpu")
         self._mask: Tensor | None = None
         self._tokens: Tensor | None = None
-        self._past = self._length = 0
+        self._past = self._length = self._given = 0
+        self._begun = False
         self._prompt: Tensor | None = None
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -40,23 +47,29 @@ class Moment:
         ids = kwargs.get("input_ids", args[0] if args else None)
         is_ids = isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point()
         self._tokens = ids if is_ids else None
-        sequence = ids if is_ids else kwargs.get("inputs_embeds", first)
-        wide = isinstance(sequence, Tensor) and sequence.dim() > 1
-        self._length = sequence.shape[1] if wide and sequence is not None else 0
-        mask = kwargs.get("attention_mask")
-        self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        embeds = kwargs.get("inputs_embeds")
+        sequence = next((s for s in (self._tokens, embeds, first) if s is not None), None)
+        counts = isinstance(sequence, Tensor) and sequence.dim() in (2, 3) and not self.frames
+        self._length = sequence.shape[1] if counts and sequence is not None else 0
         self._past = _past(kwargs)
-        going_on = self._past > 0 and self.step >= 0
-        self.step = self.step + 1 if going_on else 0
-        if not going_on:
-            self._prompt = None
+        self._mask = _mask(kwargs.get("attention_mask"), self._past + self._length)
+        self.writing = self._past > 0 and self._begun
+        sampling = self._begun and self._tokens is None and embeds is None
+        self.step = self.step + 1 if self.writing or sampling else 0
+        self._begun = True
+        if not self.writing:
+            self._prompt, self._given = None, self._past + self._length
 
     def tell(self, tokens: Tensor | None, valid: Tensor | None) -> None:
-        """Fill in what the stack's own arguments did not say (a caller's token ids, validity)."""
+        """Fill in what the stack's own arguments did not say (a caller's token ids, validity).
+
+        A stack with token ids of its own, such as a decoder, is not spoken of.
+        """
         shape = (self.batch, self._length)
         if self._tokens is None and tokens is not None and tokens.shape == shape:
             self._tokens = tokens
-        if self._mask is None and valid is not None and valid.shape == shape:
+        fits = valid is not None and (valid.shape == shape or self.frames is not None)
+        if self._mask is None and self._tokens is tokens and fits:
             self._mask = valid
 
     def validity(self, batch: int, num_tokens: int) -> Tensor:
@@ -78,7 +91,7 @@ class Moment:
         """Return the number of valid tokens of each row's prompt, (B,) int64."""
         if self._prompt is None or len(self._prompt) != batch:
             ends = self.positions(batch, num_tokens).amax(-1) + 1
-            self._prompt = ends - (num_tokens if self.step > 0 else 0)
+            self._prompt = ends - (self._past + self._length - self._given)
         return self._prompt
 
     def last(self, batch: int, num_tokens: int) -> Tensor:
@@ -99,9 +112,23 @@ class Moment:
     def _fitting(self, batch: int, num_tokens: int) -> Tensor | None:
         """Return the (B, P) mask if it speaks of this pass's tokens, or of its last."""
         mask = self._mask
+        if mask is not None and self.frames is not None:
+            lengths = self.frames(mask.long().sum(-1))
+            return torch.arange(num_tokens, device=self.device) < lengths[:, None]
         if mask is None or mask.shape != (batch, self._past + self._length):
             return None
         return mask if num_tokens in (1, self._length) else None
+
+
+def _mask(given: Any, num_tokens: int) -> Tensor | None:
+    """Return the (B, P) mask; a static cache's (B, 1, T, P) is what its last token sees."""
+    mask = given.get("full_attention") if isinstance(given, Mapping) else given
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+        return None
+    if mask.dim() == 2:
+        return mask
+    seen = mask[:, 0, -1, :num_tokens]
+    return seen if seen.dtype == torch.bool else seen == 0
 
 
 def _past(kwargs: dict[str, Any]) -> int:

@@ -31,7 +31,7 @@ class Network:
 
 def find(module: nn.Module) -> Network:
     """Return what is known of a network's structure."""
-    named = ((p, m) for p, m in module.named_modules() if hasattr(m, "base_model_prefix"))
+    named = ((p, m) for p, m in module.named_modules() if hasattr(type(m), "base_model_prefix"))
     path, inner = next(named, ("", module))
     config: Any = getattr(inner, "config", None)
     table = tables().get(str(getattr(config, "model_type", "")))

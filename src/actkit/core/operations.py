@@ -7,7 +7,7 @@ heads as (B, T, H, K), at attention sites as (B, T, H, S), of an image as (B, Y 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -20,12 +20,14 @@ from actkit.core.layout import rows_first
 class Operation(ABC):
     """What is done to the values at a site. Tensor fields are (D,), (B, D) or (B, T, D)."""
 
-    local: ClassVar[bool] = True
-    """Whether the operation can run on a selection of heads and units alone."""
-
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
         """Return the new values."""
+
+    @property
+    def name(self) -> str:
+        """Return the operation's name as users call it."""
+        return {"ProjectOut": "project_out"}.get(type(self).__name__, type(self).__name__.lower())
 
     @property
     def neutral(self) -> bool:
@@ -39,12 +41,16 @@ class Operation(ABC):
 
     def like(self, x: Tensor, axes: str) -> Self:
         """Return the operation with its tensors on x's device and in its dtype."""
-        return replace(self, **{k: v.to(x.device, x.dtype) for k, v in self.tensors().items()})
+        return replace(self, **{k: _like(v, x) for k, v in self.tensors().items()})
 
     def width(self) -> int | None:
         """Return the width that the site must have, None if any will do."""
         wide = [v.shape[-1] for v in self.tensors().values() if v.dim()]
         return wide[0] if wide else None
+
+    def extent(self, num_axes: int) -> tuple[int, ...]:
+        """Return the sizes that the tensors fix of a site's axes, (B, T, ..., D); 1 is any."""
+        return (*[1] * (num_axes - 1), self.width() or 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +66,19 @@ class Add(Operation):
 
     @property
     def neutral(self) -> bool:
-        """Say whether the strength is zero."""
-        return not isinstance(self.scale, Tensor) and self.scale == 0
+        """Say whether the strength is zero, and no gradient is asked through it."""
+        learnt = any(t.requires_grad for t in self.tensors().values())
+        return not learnt and not torch.as_tensor(self.scale).any()
 
     def width(self) -> int | None:
         """Return the vector's width."""
         return self.vector.shape[-1] if self.vector.dim() else None
+
+    def extent(self, num_axes: int) -> tuple[int, ...]:
+        """Return the vector's axes, with one row for each strength."""
+        rows = self.scale.shape[0] if isinstance(self.scale, Tensor) and self.scale.dim() else 1
+        first, *rest = _extent(self.vector, num_axes)
+        return (max(first, rows), *rest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +88,12 @@ class Set(Operation):
     value: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the value, spread over x's shape."""
-        return spread(self.value, x).expand_as(x)
+        """Return the value, spread over x's shape; a copy, which the network may overwrite."""
+        return spread(self.value, x).expand_as(x).clone()
+
+    def extent(self, num_axes: int) -> tuple[int, ...]:
+        """Return the value's axes."""
+        return _extent(self.value, num_axes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +112,14 @@ class Scale(Operation):
         return not isinstance(self.factor, Tensor) and self.factor == 1
 
     def width(self) -> int | None:
-        """Any width will do."""
-        return None
+        """Return the width that a factor for each unit needs."""
+        wide = isinstance(self.factor, Tensor) and self.factor.dim() and self.factor.shape[-1] > 1
+        return self.factor.shape[-1] if isinstance(self.factor, Tensor) and wide else None
+
+    def extent(self, num_axes: int) -> tuple[int, ...]:
+        """Return the factor's axes."""
+        own = self.factor if isinstance(self.factor, Tensor) else torch.tensor(self.factor)
+        return _extent(own, num_axes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,40 +166,65 @@ class Swap(Operation):
     """Put in what another run had at the same site; the value has the site's own axes."""
 
     value: Tensor
-    local: ClassVar[bool] = False
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the other run's values."""
+        """Return a copy of the other run's values."""
         if self.value.shape[1:] != x.shape[1:] or len(self.value) not in (1, len(x)):
             raise EditError(
                 f"a swap needs the same shape on both sides: the run has {tuple(x.shape)}, "
                 f"the recording {tuple(self.value.shape)}"
             )
-        return self.value.expand_as(x)
+        return self.value.expand_as(x).clone()
 
     def like(self, x: Tensor, axes: str) -> Self:
         """Return the operation with its value turned rows first, on x's device."""
-        value = rows_first(self.value.to(x.device, x.dtype), axes)
-        return replace(self, value=value)
+        return replace(self, value=rows_first(_like(self.value, x), axes))
 
     def width(self) -> int | None:
         """Checked when it runs, since the shape depends on the inputs."""
         return None
 
+    def extent(self, num_axes: int) -> tuple[int, ...]:
+        """Return the recording's axes."""
+        return tuple(self.value.shape)
+
 
 @dataclass(frozen=True, eq=False)
 class Apply(Operation):
-    """Call a function of the user's on x; it returns the same shape."""
+    """Call a function of the user's on a copy of x; it returns the same shape and dtype."""
 
     fn: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return fn(x)."""
-        new = self.fn(x)
-        if not isinstance(new, Tensor) or new.shape != x.shape:
-            got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
-            raise EditError(f"a function must return shape {tuple(x.shape)}, got {got}")
+        new = self.fn(x.clone())
+        if not isinstance(new, Tensor):
+            raise EditError(f"a function must return a tensor, got {type(new).__name__}")
+        if (new.shape, new.dtype) != (x.shape, x.dtype):
+            raise EditError(
+                f"a function must return {x.dtype} of shape {tuple(x.shape)}, "
+                f"got {new.dtype} of shape {tuple(new.shape)}"
+            )
         return new
+
+
+def _like(value: Tensor, x: Tensor) -> Tensor:
+    """Return the value on x's device and in its dtype; refuse one that overflows there."""
+    new = value.to(x.device, x.dtype)
+    if new.dtype != value.dtype and not new.isfinite().all():
+        raise EditError(
+            f"an edit must be finite in its site's {x.dtype}, got {value.dtype} "
+            f"up to {value.abs().max().item():.3g} in shape {tuple(value.shape)}"
+        )
+    return new
+
+
+def _extent(value: Tensor, num_axes: int) -> tuple[int, ...]:
+    """Return the sizes of a (D,), (B, D) or (B, T, D) value along (B, T, D); 1 is any."""
+    units, lead = num_axes - 2, max(value.dim() - (num_axes - 2), 0)
+    first = {0: (1, 1), 1: (*value.shape[:1], 1)}.get(lead, tuple(value.shape[:2]))
+    own = value.shape[lead:]
+    return (*first, *[1] * (units - len(own)), *own)
 
 
 def spread(value: Tensor, x: Tensor) -> Tensor:

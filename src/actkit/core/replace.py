@@ -17,6 +17,8 @@ def replaced(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[N
     """
     spots = {}
     for path in modules:
+        if not path:
+            raise SiteError("only submodules can be replaced, got the network itself, path ''")
         parent, _, name = path.rpartition(".")
         try:
             spots[path] = (network.get_submodule(parent), name, network.get_submodule(path))

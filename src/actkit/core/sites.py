@@ -6,9 +6,11 @@ addressed by its module's path, `layer4.0.conv1:out`, with `:in` or `:out`, then
 of a tuple and `#n` for the n-th call of a module that runs several times.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 from actkit.core.layout import PLAIN, Layout
 
@@ -76,6 +78,9 @@ class Stack:
         shared_blocks: Blocks are one module called again and again, as in ALBERT.
         vocabulary: Size of the vocabulary, 0 without an output head.
         alias: A prefix that users may write although there is one stack ("encoder").
+        embedding_width: Width of the embeddings, 0 if it is that of the stream.
+        frames: The network's own rule from lengths of its inputs to numbers of rows, for a stack
+            whose mask speaks of other units (sound); called with the stack's module.
     """
 
     blocks: str
@@ -94,6 +99,8 @@ class Stack:
     shared_blocks: bool = False
     vocabulary: int = 0
     alias: str = ""
+    embedding_width: int = 0
+    frames: Callable[[Any, Tensor], Tensor] | None = None
 
     def unit_shape(self, point: str) -> tuple[int, ...]:
         """Return the shape of one row at a point: (D,), (H, K), (hidden,), ..."""
@@ -104,6 +111,7 @@ class Stack:
         if point in ("mlp_pre", "mlp_gate", "mlp_hidden"):
             return (self.hidden,)
         special = {
+            "embeddings": (self.embedding_width or self.width,),
             "router_logits": (self.experts[0],),
             "router_weights": (self.experts[1],),
             "expert_hidden": (self.experts[1], self.hidden),
@@ -176,8 +184,16 @@ def _site(stack: Stack, name: str, point: str, module: str, block: int | None) -
     shape: tuple[str | int, ...] = ("batch", "token", *stack.unit_shape(point))
     if place.side in ("scores", "probs"):
         shape = ("batch", stack.heads, "token", "key")
-    where = f"{path}:{place.side}" if place.side in ("in", "out") else f"beside {path}"
-    return Site(name, shape, where, "", replace(place, path=path, call=call), stack)
+    place = replace(place, path=path, call=call)
+    return Site(name, shape, _address(place), "", place, stack)
+
+
+def _address(place: Place) -> str:
+    """Return the place as users may write it; what is computed beside a module has none."""
+    if place.side not in ("in", "out"):
+        return f"beside {place.path}"
+    items = "".join(f".{item}" for item in place.item)
+    return f"{place.path}:{place.side}{items}" + ("" if place.call is None else f"#{place.call}")
 
 
 def _attention_place(stack: Stack, point: str) -> Place | None:

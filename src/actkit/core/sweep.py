@@ -32,7 +32,9 @@ def sweep(
     base = model.encode(inputs)
     if base.tokens is None:
         raise EditError("a sweep needs token inputs, whose logits have positions")
-    rows = len(base.tokens)
+    if not variants or batch < 1:
+        raise EditError(f"a sweep needs a variant and a batch, got {len(variants)} and {batch}")
+    rows, where = len(base.tokens), _positions(base, at)
     at_once = max(1, batch // rows)
     results = []
     for start in track(range(0, len(variants), at_once), "sweeping"):
@@ -41,12 +43,9 @@ def sweep(
         logits = model.run(_repeated(base, len(chunk)), edits=edits, logits=True).logits
         if logits is None:
             raise EditError("a sweep needs logits; this network returned none")
-        value = metric(_positions(logits, at, base, len(chunk)))
-        if value.shape != (len(chunk) * rows,):
-            raise EditError(
-                f"a metric must return shape ({len(chunk) * rows},), got {tuple(value.shape)}"
-            )
-        results.append(value.view(len(chunk), rows))
+        own = torch.arange(len(logits), device=logits.device)[:, None]
+        value = metric(logits[own, where.to(logits.device).repeat(len(chunk), 1)])
+        results.append(_checked(value, len(logits)).view(len(chunk), rows))
     return torch.cat(results)
 
 
@@ -74,16 +73,28 @@ def _repeated(batch: Batch, times: int) -> Batch:
     )
 
 
-def _positions(logits: Tensor, at: Any, base: Batch, times: int) -> Tensor:
-    """Return the logits (n, P, vocabulary) at the asked positions; "last" is each row's last."""
-    if isinstance(at, slice):
-        return logits[:, at]
-    if isinstance(at, int):
-        return logits[:, [at]]
-    if at != "last":
+def _positions(base: Batch, at: Any) -> Tensor:
+    """Return the (B, P) indices of the asked positions; they count a row's valid tokens."""
+    if base.tokens is None or not (at == "last" or isinstance(at, int | slice)):
         raise EditError(f"positions must be 'last', an index or a slice, got {at!r}")
-    if base.valid is None:
-        return logits[:, -1:]
-    order = torch.arange(logits.shape[1], device=logits.device)
-    last = torch.where(base.valid, order, -1).amax(-1).repeat(times)
-    return logits[torch.arange(len(logits)), last][:, None]
+    valid = torch.ones_like(base.tokens, dtype=torch.bool) if base.valid is None else base.valid
+    at = slice(-1, None) if at == "last" else at
+    chosen = []
+    for row in valid:
+        index = row.nonzero()[:, 0].cpu()
+        if isinstance(at, int) and not -len(index) <= at < len(index):
+            raise EditError(f"a position must be below {len(index)} in every row, got {at}")
+        chosen.append(index[at].reshape(-1))
+    if not len(chosen[0]) or len({len(c) for c in chosen}) > 1:
+        raise EditError(
+            f"positions must be as many in every row and not none, got {[len(c) for c in chosen]} "
+            f"for {at}"
+        )
+    return torch.stack(chosen)
+
+
+def _checked(value: Any, rows: int) -> Tensor:
+    if not isinstance(value, Tensor) or value.shape != (rows,):
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise EditError(f"a metric must return a tensor of shape ({rows},), got {got}")
+    return value

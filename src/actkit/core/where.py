@@ -26,7 +26,7 @@ class Where:
             wrote; "last", the last token of each row in each forward pass; a position, several,
             or a slice of positions, counted from each row's first valid token (negative ones
             from the end of its prompt) and going on through generation; or a (B, T) bool mask
-            over the prompt.
+            over the prompt, padding included.
         rows: Rows of the batch: index, slice, several indices or a (B,) bool mask.
         heads: Heads, at sites that have them.
         units: Entries of the last axis.
@@ -41,43 +41,47 @@ class Where:
     steps: Index | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an unknown word."""
+        """Refuse unknown words, and what is no index."""
         if isinstance(self.tokens, str) and self.tokens not in PHASES:
             known = ", ".join(map(repr, PHASES))
             raise EditError(
                 f"tokens must be one of {known}, a slice or a mask, got {self.tokens!r}"
             )
+        for name in ("tokens", "rows", "heads", "units", "steps"):
+            value = getattr(self, name)
+            if value is not None and not (name == "tokens" and isinstance(value, str)):
+                _check_index(name, value)
+        if self.steps is not None and _lowest(self.steps) < 0:
+            raise EditError(f"steps count forwards from 0, the prompt, got {self.steps!r}")
 
     @property
     def everywhere(self) -> bool:
         """Say whether nothing is left out."""
         rest = (self.rows, self.heads, self.units, self.steps)
-        return isinstance(self.tokens, str) and self.tokens == "all" and rest == (None,) * 4
+        every = isinstance(self.tokens, str) and self.tokens == "all"
+        return every and all(v is None for v in rest)
 
     def acts(self, moment: Moment) -> bool:
         """Say whether the edit acts at all in this forward pass."""
         if self.steps is not None and moment.step not in _members(self.steps, moment.step + 1):
             return False
         if isinstance(self.tokens, str):
-            return {"prompt": moment.step == 0, "generated": moment.step > 0}.get(self.tokens, True)
-        return not isinstance(self.tokens, Tensor) or moment.step == 0
+            return self.tokens in ("all", "last", "generated" if moment.writing else "prompt")
+        return not (_is_mask(self.tokens) and moment.writing)
 
     def token_mask(self, moment: Moment, batch: int, num_tokens: int) -> Tensor | None:
         """Return which tokens are meant as (B, T) bool, None for all of them."""
-        if isinstance(self.tokens, Tensor):
+        if isinstance(self.tokens, str):
+            return moment.last(batch, num_tokens) if self.tokens == "last" else None
+        if _is_mask(self.tokens):
             return self._given_mask(moment, batch, num_tokens)
-        if self.tokens in ("all", "prompt", "generated"):
-            return None
-        if self.tokens == "last":
-            return moment.last(batch, num_tokens)
         return self._at_positions(moment, batch, num_tokens)
 
     def _given_mask(self, moment: Moment, batch: int, num_tokens: int) -> Tensor:
         mask = torch.as_tensor(self.tokens)
-        if mask.dtype != torch.bool or mask.shape[-1] != num_tokens or mask.shape[0] != batch:
+        if mask.shape != (batch, num_tokens):
             raise EditError(
-                f"a token mask must be bool of shape ({batch}, {num_tokens}), "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
+                f"a token mask must have shape ({batch}, {num_tokens}), got {tuple(mask.shape)}"
             )
         return mask.to(moment.device)
 
@@ -86,9 +90,7 @@ class Where:
         length_B1 = moment.prompt_length(batch, num_tokens)[:, None]
         if isinstance(self.tokens, slice):
             start, stop, step = self.tokens.start or 0, self.tokens.stop, self.tokens.step or 1
-            if step < 1:
-                raise EditError(f"a slice of tokens must run forwards, got step {step}")
-            start_B1 = length_B1 * (start < 0) + start
+            start_B1 = (length_B1 * (start < 0) + start).clamp_min(0)
             inside = (position_BT >= start_B1) & ((position_BT - start_B1) % step == 0)
             if stop is not None:
                 inside = inside & (position_BT < length_B1 * (stop < 0) + stop)
@@ -109,21 +111,51 @@ class Where:
 
 def indices(index: Index, size: int, what: str, device: torch.device) -> Tensor:
     """Return an index, slice, sequence or bool mask as (n,) int64 indices below `size`."""
-    every = torch.arange(size, device=device)
-    chosen = torch.as_tensor(index, device=device) if not isinstance(index, slice) else index
-    if isinstance(chosen, Tensor) and chosen.dtype == torch.bool and len(chosen) != size:
-        raise EditError(f"a mask of {what} must have {size} entries, got {len(chosen)}")
-    if isinstance(chosen, Tensor) and chosen.dtype != torch.bool:
-        outside = (chosen >= size) | (chosen < -size)
-        if outside.any():
-            raise EditError(f"{what} must be below {size}, got {chosen.tolist()}")
-    return every[chosen].reshape(-1)
+    if isinstance(index, slice):
+        return torch.arange(size, device=device)[index]
+    chosen = torch.as_tensor(index, device=device).reshape(-1)
+    if chosen.dtype == torch.bool:
+        if len(chosen) != size:
+            raise EditError(f"a mask of {what} must have {size} entries, got {len(chosen)}")
+        return chosen.nonzero()[:, 0]
+    chosen = chosen.long()
+    if ((chosen >= size) | (chosen < -size)).any():
+        raise EditError(f"{what} must be below {size}, got {chosen.tolist()}")
+    return chosen % size
+
+
+def _is_mask(index: Any) -> bool:
+    return not isinstance(index, str | int | slice) and torch.as_tensor(index).dtype == torch.bool
+
+
+def _check_index(name: str, value: Any) -> None:
+    """Refuse what is no index, and slices that run backwards."""
+    if isinstance(value, slice):
+        parts = [p for p in (value.start, value.stop, value.step) if p is not None]
+        if not all(isinstance(p, int) for p in parts) or (value.step or 1) < 1:
+            raise EditError(f"a slice of {name} must hold integers and run forwards, got {value}")
+        return
+    try:
+        chosen = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EditError(f"{name} must be an index, several or a mask, got {value!r}") from error
+    if chosen.is_floating_point() or chosen.is_complex():
+        raise EditError(f"{name} must be integers or bool, got {chosen.dtype}: {value!r}")
+
+
+def _lowest(index: Index) -> int:
+    """Return the lowest number in an index of integers."""
+    if isinstance(index, slice):
+        return min(index.start or 0, index.stop or 0)
+    return min(torch.as_tensor(index).reshape(-1).tolist(), default=0)
 
 
 def _members(index: Index, size: int) -> list[int]:
+    """Return the numbers below `size` that an index without negative numbers means."""
     if isinstance(index, slice):
         return list(range(size))[index]
-    return torch.as_tensor(index).reshape(-1).tolist()
+    chosen = torch.as_tensor(index).reshape(-1)
+    return (chosen.nonzero()[:, 0] if chosen.dtype == torch.bool else chosen).tolist()
 
 
 def _plain(value: Any) -> Any:

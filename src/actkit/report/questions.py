@@ -193,7 +193,7 @@ def _dimensions(names: list[str], results: list[Any], _: Decode) -> tuple[list[s
         f"{names[high]}: {number(ranks[high])} of {widths[high]} "
         f"({number(100 * shares[high])} %)."
     ]
-    first = [r.first_share for r in results]
+    first = [r.share_first for r in results]
     at = max(range(len(first)), key=first.__getitem__)
     findings.append(
         f"One direction holds at most {number(100 * first[at])} % of the variance "
@@ -224,7 +224,7 @@ def _rests(names: list[str], results: list[Any], _: Decode) -> tuple[list[str], 
         f"{num_sinks} of {len(heads)} heads give it more than 30 %.",
         f"It is strongest at layer {names[at]} with {number(100 * means[at])} % on average.",
     ]
-    evenness = [float(r.entropy_H.mean()) for r in results]
+    evenness = [float(r.spread_H.mean()) for r in results]
     low = min(range(len(evenness)), key=evenness.__getitem__)
     findings.append(
         f"Attention is most focused at layer {names[low]}: its entropy is "

@@ -1,0 +1,210 @@
+"""The catalog: every method, found by reading files, imported only when it is asked for.
+
+A method is a file `actkit/<family>/<name>.py` with one class or function marked `@method`; a
+file whose name starts with `_`, and `protocol.py`, is no method. Name and family come from the
+path, the summary from the file's first line, the source from the mark, the signature from the
+code: nothing is written twice, and adding a method edits no list.
+"""
+
+import ast
+import importlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from actkit.core.errors import MethodError
+
+T = TypeVar("T", bound=Callable[..., Any])
+Definition = ast.ClassDef | ast.FunctionDef
+
+ROOT = Path(__file__).parent
+ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+FAMILIES = {
+    "read": "measure and describe activations",
+    "find": "find the features, concepts and directions a network uses; explain its decisions",
+    "trace": "find which heads, neurons and circuits cause an answer",
+    "steer": "change what a model says or does by editing its activations",
+    "guard": "detect strange inputs, verify a computation, certify bounds, audit safety",
+    "shrink": "make inference cheaper, smaller and faster",
+    "tune": "train and fine-tune with less memory, better objectives and initialisation",
+    "nn": "activation functions and layers",
+    "brain": "compare networks with the brain; decode and model recordings",
+}
+"""The nine families and what each is for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the catalog knows of a method before it is imported.
+
+    Attributes:
+        name: The file's name.
+        family: The folder's name.
+        summary: The first line of the file's docstring.
+        source: The paper and the place in it, as marked.
+        arxiv: The arXiv ids in `source`.
+        object: The name of the marked class or function.
+        signature: How it is called, for example `Probe(ridge: float = 0.1)`.
+        path: The file.
+    """
+
+    name: str
+    family: str
+    summary: str
+    source: str
+    arxiv: tuple[str, ...]
+    object: str
+    signature: str
+    path: Path
+
+    def load(self) -> Any:
+        """Import the method's file and return its class or function."""
+        module = importlib.import_module(f"actkit.{self.family}.{self.name}")
+        return getattr(module, self.object)
+
+
+def method(*, source: str) -> Callable[[T], T]:
+    """Mark the one public object of a method's file.
+
+    Args:
+        source: The paper and the place in it: "Rimsky et al. 2024, arXiv:2312.06681, eq. 1".
+    """
+
+    def mark(obj: T) -> T:
+        obj.__method__ = source  # type: ignore[attr-defined]
+        return obj
+
+    return mark
+
+
+def methods(family: str | None = None) -> list[Entry]:
+    """Return the methods of one family, or all, in the order of families and names.
+
+    Raises:
+        MethodError: There is no such family, or a file declares no method.
+    """
+    if family is not None and family not in FAMILIES:
+        raise MethodError(f"no family {family!r}; families: {', '.join(FAMILIES)}")
+    return [e for e in _entries().values() if family in (None, e.family)]
+
+
+def entry(name: str) -> Entry:
+    """Return what is known of a method, without importing it.
+
+    Raises:
+        MethodError: There is no such method; the message lists the nearest names.
+    """
+    found = _entries()
+    if name not in found:
+        near = ", ".join(get_close_matches(name, found)) or "none is close"
+        raise MethodError(f"no method {name!r} among {len(found)}; nearest: {near}")
+    return found[name]
+
+
+def get(name: str) -> Any:
+    """Import a method and return its class or function.
+
+    Raises:
+        MethodError: There is no such method; the message lists the nearest names.
+    """
+    return entry(name).load()
+
+
+@cache
+def _entries() -> dict[str, Entry]:
+    return find_methods(ROOT)
+
+
+def find_methods(root: Path) -> dict[str, Entry]:
+    """Read the methods of the families under `root`, by name.
+
+    Raises:
+        MethodError: A file is no method, or two share a name.
+    """
+    found: dict[str, Entry] = {}
+    for family in FAMILIES:
+        for path in sorted((root / family).glob("[!_]*.py")):
+            if path.stem == "protocol":
+                continue
+            new = _read(path, family)
+            if (old := found.setdefault(new.name, new)) is not new:
+                raise MethodError(f"a method's name must be unique, got {old.path} and {path}")
+    return found
+
+
+def _read(path: Path, family: str) -> Entry:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise MethodError(f"a method must be valid Python, {path}: {error}") from error
+    marked = [
+        (node, mark)
+        for node in tree.body
+        if isinstance(node, Definition)
+        for mark in node.decorator_list
+        if _is_mark(mark)
+    ]
+    if len(marked) != 1:
+        raise MethodError(
+            f"a method's file must mark one object with @method, {path} marks {len(marked)}"
+        )
+    node, mark = marked[0]
+    source = _source(mark, path)
+    summary = (ast.get_docstring(tree) or "").partition("\n")[0]
+    if not summary:
+        raise MethodError(f"a method's file must start with a docstring, {path} has none")
+    return Entry(
+        name=path.stem,
+        family=family,
+        summary=summary,
+        source=source,
+        arxiv=tuple(ARXIV.findall(source)),
+        object=node.name,
+        signature=node.name + _signature(node),
+        path=path,
+    )
+
+
+def _is_mark(node: ast.expr) -> bool:
+    """Return whether a decorator is `@method` or `@catalog.method`, called or not."""
+    call = node.func if isinstance(node, ast.Call) else node
+    return getattr(call, "id", getattr(call, "attr", None)) == "method"
+
+
+def _source(mark: ast.expr, path: Path) -> str:
+    given = mark.keywords if isinstance(mark, ast.Call) else []
+    texts = [
+        k.value.value for k in given if k.arg == "source" and isinstance(k.value, ast.Constant)
+    ]
+    if len(texts) != 1 or not isinstance(texts[0], str) or not texts[0].strip():
+        raise MethodError(f"@method must say source='...' as plain text, {path} does not")
+    return texts[0]
+
+
+def _signature(node: Definition) -> str:
+    """Return the parameters: a function's, `__init__`'s, or a dataclass's fields."""
+    if isinstance(node, ast.FunctionDef):
+        returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+        return f"({ast.unparse(node.args)}){returns}"
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            return f"({ast.unparse(item.args).removeprefix('self').removeprefix(', ')})"
+    return f"({', '.join(_fields(node))})"
+
+
+def _fields(node: ast.ClassDef) -> Iterator[str]:
+    """Yield the fields of a dataclass that its caller gives."""
+    for item in node.body:
+        if not isinstance(item, ast.AnnAssign):
+            continue
+        name, kind = ast.unparse(item.target), ast.unparse(item.annotation)
+        value = ast.unparse(item.value) if item.value else ""
+        if "KW_ONLY" in kind:
+            yield "*"
+        elif not (name.startswith("_") or "ClassVar" in kind or "init=False" in value):
+            default = "..." if "field(" in value else value
+            yield f"{name}: {kind}" + (f" = {default}" if default else "")

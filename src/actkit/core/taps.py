@@ -1,0 +1,119 @@
+"""Taps: what is done at one site in one run, edits in order, then a read of what flows on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from actkit.core.edit import Edit
+from actkit.core.errors import EditError, SiteError
+from actkit.core.layout import axes_of, rows_back, rows_first
+from actkit.core.moment import Moment
+from actkit.core.sites import Site
+
+Read = Callable[[Site, Tensor, Moment], None]
+
+
+@dataclass(eq=False)
+class Tap:
+    """What is done at one site in one run."""
+
+    site: Site
+    edits: list[Edit] = field(default_factory=list)
+    read: Read | None = None
+    fired: bool = False
+    acted: set[int] = field(default_factory=set)
+    _ready: list[Edit] | None = None
+    _copy: Tensor | None = None
+
+    def pass_on(self, raw: Tensor, moment: Moment, first: bool = True) -> Tensor:
+        """Edit and, in a module's first call, read; return the tensor that flows on."""
+        x = self._view(raw, moment.batch)
+        if self.edits:
+            x = self._edited(x, moment)
+            raw = self._put(raw, x, moment.batch)
+        self.fired = True
+        if self.read is not None and first:
+            if torch.is_grad_enabled() and x.is_floating_point():
+                x, raw = self._in_graph(x, raw, moment.batch)
+            self.read(self.site, x, moment)
+        return raw
+
+    @property
+    def overwritten(self) -> bool:
+        """Say whether the network overwrote its input, of which only a copy flowed on."""
+        place = self.site.place
+        return place.side == "in" and self._copy is not None and self._copy._version > 0
+
+    def idle(self) -> list[Edit]:
+        """Return the edits that met no row, token, head or unit, though the site was reached."""
+        return [e for i, e in enumerate(self.edits) if self.fired and i not in self.acted]
+
+    def _in_graph(self, x: Tensor, raw: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Return x and what flows on such that gradients of what follows reach x.
+
+        A copy flows on, since the network may overwrite it.
+        """
+        if self.site.place.shared:
+            return x.requires_grad_(), raw
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        if raw.shape == x.shape:
+            self._copy = x.clone()
+            return x, self._put(raw, self._copy, batch)
+        return x, self._put(raw, x, batch)
+
+    def _edited(self, x: Tensor, moment: Moment) -> Tensor:
+        axes = self.site.axes or axes_of(x)
+        if self.site.head is not None and axes == "BTHK":
+            axes = "BTD"
+        rows = rows_first(x, axes)
+        moment.batch = moment.batch or len(rows)
+        for i, edit in enumerate(self._fitted(rows, axes)):
+            new = edit.write(rows, moment)
+            if new is not rows:
+                self.acted.add(i)
+            rows = new
+        return rows_back(rows, axes, x)
+
+    def _fitted(self, rows: Tensor, axes: str) -> list[Edit]:
+        """Return the edits with their tensors like the rows; kept unless gradients pass."""
+        if self._ready is not None:
+            return self._ready
+        for edit in self.edits:
+            edit.check_width(rows.shape[-1])
+        ready = [replace(e, operation=e.operation.like(rows, axes)) for e in self.edits]
+        if not any(t.requires_grad for e in self.edits for t in e.operation.tensors().values()):
+            self._ready = ready
+        return ready
+
+    def _view(self, raw: Tensor, batch: int) -> Tensor:
+        x = self.site.place.layout.get(raw, batch)
+        if self.site.head is None:
+            return x
+        return x[:, self.site.head] if self.site.axes == "BTS" else x[:, :, self.site.head]
+
+    def _put(self, raw: Tensor, x: Tensor, batch: int) -> Tensor:
+        if self.site.head is None:
+            return self.site.place.layout.put(raw, x, batch)
+        changed = raw.clone()
+        self._view(changed, batch).copy_(x)
+        return changed
+
+
+def check_run(taps: Sequence[Tap]) -> None:
+    """Refuse a run in which something that was asked did not happen."""
+    for tap in taps:
+        name = tap.site.name
+        if tap.read is not None and not tap.fired:
+            raise SiteError(f"a site must run to be recorded, but {name} never ran")
+        if tap.overwritten:
+            raise SiteError(
+                f"gradients need what was recorded to stay, but the network overwrote {name}: "
+                "record the output of the module before it"
+            )
+        for edit in tap.idle():
+            raise EditError(
+                f"an edit in a run must act, but the {edit.operation.name} at {name} met nothing "
+                f"where {edit.where.described()}"
+            )

@@ -1,0 +1,6 @@
+"""Recordings on disk: written once, verified, read in place or shuffled."""
+
+from actkit.store.reader import Store
+from actkit.store.writer import StoreWriter
+
+__all__ = ["Store", "StoreWriter"]
