@@ -98,7 +98,8 @@ def _plot(figure: Figure) -> go.Figure:
     )  # fmt: skip
     plot.update_xaxes(title=figure.x_title, type="category")
     if figure.kind != "map":
-        plot.update_yaxes(title=figure.y_title, type="log" if figure.log else "linear")
+        scale = {"type": "log", "dtick": 1} if figure.log else {"rangemode": "tozero"}
+        plot.update_yaxes(title=figure.y_title, **scale)
     return plot
 
 

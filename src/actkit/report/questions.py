@@ -121,8 +121,8 @@ def _sparse(names: list[str], results: list[Any], _: Decode) -> tuple[list[str],
     findings = []
     if max(zeros) < 1e-4:
         findings.append(
-            f"Hardly an activation is exactly zero ({number(100 * max(zeros))} % at most), so "
-            "nothing can be skipped without a threshold."
+            f"{'Hardly an' if max(zeros) else 'No'} activation is exactly zero, so nothing can be "
+            "skipped without a threshold."
         )
     else:
         at = max(range(len(zeros)), key=zeros.__getitem__)
@@ -138,11 +138,11 @@ def _sparse(names: list[str], results: list[Any], _: Decode) -> tuple[list[str],
         f"layer {names[at]}."
     )
     dead, units = [r.num_dead[1] for r in results], [r.active_KD.shape[1] for r in results]
+    most = f"; layer {names[dead.index(max(dead))]} has the most ({max(dead):,})"
     findings.append(
         f"{sum(dead):,} of {sum(units):,} units never exceed {level:g} on this data"
-        + (f", most of them ({max(dead):,}) at layer {names[dead.index(max(dead))]}."
-           if max(dead) else ".")
-    )  # fmt: skip
+        f"{most if max(dead) else ''}."
+    )
     figure = _lines(
         "Share of activations", names, "share", False,
         exactly_zero=zeros, **{f"at most {level:g} in size": small},

@@ -50,8 +50,8 @@ def scan(model: Model, data: Any = None, num_tokens: int = 4096, batch_size: int
             read = [_own(fed[s.name], question.reading()) for s in sites]
             pages.append(question.answer(sites, read, layers.decode))
     amount = f"{counter.tokens:,} tokens" if texts else f"{counter.samples:,} images"
-    about = stamp(model, data=f"{amount} of {name} data, {counter.samples:,} samples",
-                  points=model.note, num_tokens=num_tokens, batch_size=batch_size)  # fmt: skip
+    about = stamp(model, points=model.note, num_tokens=num_tokens, batch_size=batch_size)
+    about = {"data": f"{amount} of {name} data, {counter.samples:,} samples", **about}
     return Report(f"{model.name}: what its activations do", about, tuple(pages))
 
 

@@ -47,18 +47,16 @@ def _drawn(figure: Figure) -> Table:
         values = [("mean over heads", tuple(sum(c) / len(c) for c in columns))]
     shared = [x for _, v in values for x in v]
     for name, series in values:
-        low, high = _place(figure, min), _place(figure, max)
         bars = bar_line(series, figure.log, shared)
-        table.add_row(name, bars, low(series), high(series))
+        table.add_row(
+            name, bars, _at(figure, series, min(series)), _at(figure, series, max(series))
+        )
     return table
 
 
-def _place(figure: Figure, pick: type[min] | type[max] | object):  # noqa: ANN202
-    def text(series: Sequence[float]) -> str:
-        value = pick(series)  # type: ignore[operator]
-        return f"{number(value)} @ {figure.x[list(series).index(value)]}"
-
-    return text
+def _at(figure: Figure, series: Sequence[float], value: float) -> str:
+    """Return a value and where it is first reached."""
+    return f"{number(value)} @ {figure.x[list(series).index(value)]}"
 
 
 def bar_line(series: Sequence[float], log: bool, shared: Sequence[float]) -> str:
