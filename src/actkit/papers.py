@@ -267,10 +267,12 @@ def _embed(texts: tuple[str, ...]) -> "Tensor":
     """Return (P, D) unit vectors: the mean of MiniLM's last states over each text's tokens."""
     import torch
 
+    from actkit.core.progress import track
+
     tokenizer, module = _minilm()
     parts = []
     with torch.inference_mode():
-        for start in range(0, len(texts), 32):
+        for start in track(range(0, len(texts), 32), "reading the papers"):
             some = list(texts[start : start + 32])
             batch = tokenizer(
                 some, padding=True, truncation=True, max_length=256, return_tensors="pt"

@@ -36,6 +36,7 @@ class AttentionSocket:
         self._name = f"actkit-{id(self)}"
         self._handles: list[RemovableHandle] = []
         self._configured: str | None = None
+        self._inside = False
 
     def open(self) -> None:
         """Register the socket and its doors."""
@@ -55,25 +56,28 @@ class AttentionSocket:
 
         for handle in self._handles:
             handle.remove()
-        if self._configured is not None:
-            self._leave()
+        self._leave()
         if self._name in ALL_ATTENTION_FUNCTIONS:
             ALL_ATTENTION_FUNCTIONS.pop(self._name)
 
     def _enter(self, *_: Any) -> None:
         config: Any = self._module.config
-        self._configured = config._attn_implementation_internal
+        self._configured, self._inside = config._attn_implementation_internal, True
         config._attn_implementation_internal = self._name
 
     def _leave(self, *_: Any) -> None:
+        if not self._inside:  # called even where a hook before `_enter` failed
+            return
         config: Any = self._module.config
         config._attn_implementation_internal = self._configured
-        self._configured = None
+        self._inside = False
 
     def _kernel(self) -> Kernel:
         """Return the function that the module would have called."""
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+        if self._configured == "eager" and getattr(self._module, "reorder_and_upcast_attn", False):
+            return _upcast
         files = (sys.modules[c.__module__] for c in type(self._module).__mro__)
         eager = next(
             f.eager_attention_forward for f in files if hasattr(f, "eager_attention_forward")
@@ -120,6 +124,16 @@ class AttentionSocket:
 def with_gradient_of(explicit: Tensor, output: Tensor) -> Tensor:
     """Return the output's own numbers; their gradient goes through the explicit form."""
     return output.detach() + (explicit - explicit.detach())
+
+
+def _upcast(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Call GPT-2's own kernel, which it keeps apart from the registry."""
+    output: tuple[Tensor, Tensor | None] = module._upcast_and_reordered_attn(
+        query, key, value, mask
+    )
+    return output
 
 
 def attention_scores(

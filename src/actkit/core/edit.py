@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, D width, J directions.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from numbers import Real
 from typing import Any
@@ -33,11 +33,20 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One operation at one site (or at all that match a pattern), and where it acts."""
+    """One operation at one site (or at all that match a pattern), and where it acts.
+
+    Args:
+        site: A site or a pattern of sites.
+        operation: What is done there.
+        where: Where it acts.
+        block: Rows of the batch that are the edit's whole batch, where several edited versions
+            of one batch run together; all if None.
+    """
 
     site: str
     operation: Operation
     where: Where = field(default_factory=Where)
+    block: slice | None = None
 
     def write(self, x: Tensor, moment: Moment) -> Tensor:
         """Return the new (B, T, ...) values, x itself if none is meant; the operation is like x.
@@ -45,6 +54,11 @@ class Edit:
         The operation's tensors are as large as the site or, on the axes of chosen rows, heads
         and units, as large as the choice.
         """
+        if self.block is not None:
+            part = x[self.block]
+            new = replace(self, block=None).write(part, moment.part(self.block))
+            start, stop = self.block.start, self.block.stop
+            return x if new is part else x.slice_scatter(new, 0, start, stop)
         if self.where.everywhere:
             return self.operation(x)
         if not self.where.acts(moment):

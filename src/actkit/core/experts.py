@@ -1,4 +1,8 @@
-"""What each chosen expert computes inside, beside the fused kernel that serves all of them.
+"""What a router and its chosen experts compute inside, beside the modules that hide it.
+
+A router of transformers returns its logits for the record only; what flows on are the weights and
+indices of the chosen experts. So an edit of the logits chooses and weighs anew, by the router's
+own rule, which is checked first on the logits that it had.
 
 Shapes: N tokens, D width, E experts, C chosen experts a token, F hidden width of an expert.
 """
@@ -10,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from actkit.core.attention import with_gradient_of
+from actkit.core.errors import EditError
 
 
 class ExpertSocket:
@@ -30,6 +35,38 @@ class ExpertSocket:
         explicit = expert_output(self._experts, hidden_NCF, chosen_NC, weights_NC)
         explicit = explicit.to(output.dtype)
         return explicit if self._edited else with_gradient_of(explicit, output)
+
+
+class RouterSocket:
+    """Reads the logits of a router that returns (logits, weights, indices) of the chosen experts.
+
+    Raises:
+        EditError: When the logits are edited and the router's rule is another one than the k
+            largest of a softmax.
+    """
+
+    def __init__(self, router: nn.Module) -> None:
+        """Plan for one module."""
+        self._renormalised = bool(getattr(router, "norm_topk_prob", True))
+
+    def __call__(
+        self, output: tuple[Tensor, ...], run: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Pass (N, E) logits through the taps; return the output, chosen anew if they changed."""
+        logits_NE, weights_NC, chosen_NC = output
+        new_NE = run(logits_NE)
+        if new_NE is logits_NE:
+            return output
+        again_NC, same_NC = self._route(logits_NE, weights_NC)
+        if not (same_NC.equal(chosen_NC) and again_NC.allclose(weights_NC)):
+            raise EditError("router_logits can be edited only where a softmax chooses the experts")
+        return (new_NE, *self._route(new_NE, weights_NC))
+
+    def _route(self, logits_NE: Tensor, like_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights and indices of the chosen experts, as many and of the type of `like`."""
+        top = logits_NE.float().softmax(-1).topk(like_NC.shape[1], dim=-1)
+        total = top.values.sum(-1, keepdim=True) if self._renormalised else 1.0
+        return (top.values / total).to(like_NC.dtype), top.indices
 
 
 def expert_hidden(experts: Any, acts_ND: Tensor, chosen_NC: Tensor) -> Tensor:

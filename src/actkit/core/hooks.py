@@ -4,7 +4,7 @@ Taps of one run are grouped by module and side, so a module carries at most one 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from functools import partial
 from itertools import groupby
@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from actkit.core.attention import AttentionSocket
 from actkit.core.errors import SiteError
-from actkit.core.experts import ExpertSocket
+from actkit.core.experts import ExpertSocket, RouterSocket
 from actkit.core.moment import Moment
 from actkit.core.taps import Tap
 
@@ -96,11 +96,19 @@ class Hooks:
                 sockets[path] = socket
                 socket.taps[side] = taps
                 continue
-            setter = {"in": self._into, "out": self._out, "experts": self._experts}[side]
-            self._handles.append(setter(module, path, taps))
+            self._handles.append(self._setter(side)(module, path, taps))
         for socket in sockets.values():
             self._sockets.append(socket)
             socket.open()
+
+    def _setter(self, side: str) -> Callable[[nn.Module, str, list[Tap]], RemovableHandle]:
+        setters = {
+            "in": self._into,
+            "out": self._out,
+            "router": self._router,
+            "experts": self._experts,
+        }
+        return setters[side]
 
     def _door(self, name: str, module: nn.Module) -> None:
         """Keep the moment of a stack (of the network, for "") up to date."""
@@ -139,8 +147,8 @@ class Hooks:
             raise Stop
 
     def _into(self, module: nn.Module, path: str, taps: list[Tap]) -> RemovableHandle:
-        shared = any(t.site.place.shared and t.edits for t in taps)
-        groups = _by_item(taps)
+        # what reads or writes the stream comes before what only this module sees
+        groups = _by_item(sorted(taps, key=lambda t: not t.site.place.shared))
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call, old = self._call(path, "in"), _slots(args, kwargs)
@@ -148,6 +156,7 @@ class Hooks:
             for item, own in groups:
                 chain = item or _main_input(path, given)
                 x = _get(given, chain, f"{path}:in")
+                shared = own[0].site.place.shared and any(t.edits for t in own)
                 # what edits keep for their gradients must not be overwritten by the copy below
                 new = self._pass(own, call, x.clone() if shared else x)
                 if new is not x and shared:
@@ -186,10 +195,22 @@ class Hooks:
 
         return module.register_forward_hook(after)
 
+    def _router(self, module: nn.Module, path: str, taps: list[Tap]) -> RemovableHandle:
+        socket = RouterSocket(module)
+
+        def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            new = socket(output, lambda x: self._run(taps, path, x))
+            self._done()
+            return new
+
+        # the weights and indices that other taps see follow from the logits
+        return module.register_forward_hook(after, prepend=True)
+
 
 def _by_item(taps: list[Tap]) -> list[tuple[Chain, list[Tap]]]:
-    """Group taps of one item that follow each other; their order stays."""
-    return [(item, list(own)) for item, own in groupby(taps, lambda t: t.site.place.item)]
+    """Group taps of one tensor that follow each other; their order stays."""
+    alike = groupby(taps, lambda t: (t.site.place.item, t.site.place.shared))
+    return [(item, list(own)) for (item, _), own in alike]
 
 
 def _slots(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, Any]:

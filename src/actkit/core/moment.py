@@ -4,6 +4,7 @@ Shapes: B batch, T tokens of this pass, P tokens seen so far.
 """
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class Moment:
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take note of a pass that begins, from the arguments of the stack's module."""
+        mask, seen = self._mask, self._past + self._length
         first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
         if first is not None:
             self.batch, self.device = len(first) if first.dim() else 1, first.device
@@ -51,7 +53,7 @@ class Moment:
         sequence = next((s for s in (self._tokens, embeds, first) if s is not None), None)
         counts = isinstance(sequence, Tensor) and sequence.dim() in (2, 3) and not self.frames
         self._length = sequence.shape[1] if counts and sequence is not None else 0
-        self._past = _past(kwargs)
+        self._past = _past(kwargs, seen)
         self._mask = _mask(kwargs.get("attention_mask"), self._past + self._length)
         self.writing = self._past > 0 and self._begun
         sampling = self._begun and self._tokens is None and embeds is None
@@ -59,6 +61,9 @@ class Moment:
         self._begun = True
         if not self.writing:
             self._prompt, self._given = None, self._past + self._length
+        elif self._mask is None and mask is not None:
+            # Mamba is told of the padding with the prompt only
+            self._mask = torch.cat([mask, mask.new_ones(len(mask), self._length)], 1)
 
     def tell(self, tokens: Tensor | None, valid: Tensor | None) -> None:
         """Fill in what the stack's own arguments did not say (a caller's token ids, validity).
@@ -71,6 +76,14 @@ class Moment:
         fits = valid is not None and (valid.shape == shape or self.frames is not None)
         if self._mask is None and self._tokens is tokens and fits:
             self._mask = valid
+
+    def part(self, rows: slice) -> "Moment":
+        """Return what is known of some rows of this pass."""
+        own = copy(self)
+        own._mask = None if self._mask is None else self._mask[rows]
+        own._tokens = None if self._tokens is None else self._tokens[rows]
+        own._prompt = None if self._prompt is None else self._prompt[rows]
+        return own
 
     def validity(self, batch: int, num_tokens: int) -> Tensor:
         """Return which of this pass's tokens are no padding, (B, T) bool."""
@@ -131,10 +144,17 @@ def _mask(given: Any, num_tokens: int) -> Tensor | None:
     return seen if seen.dtype == torch.bool else seen == 0
 
 
-def _past(kwargs: dict[str, Any]) -> int:
-    """Return how many tokens the cache among the arguments holds."""
-    for name in _CACHES:
-        cache = kwargs.get(name)
-        if cache is not None and hasattr(cache, "get_seq_length"):
-            return int(cache.get_seq_length())
-    return 0
+def _past(kwargs: dict[str, Any], seen: int) -> int:
+    """Return how many tokens the cache among the arguments holds.
+
+    Args:
+        kwargs: Of a stack's call.
+        seen: Tokens of the passes before, for a cache of states, which does not count them.
+    """
+    cache = next((c for n in _CACHES if (c := kwargs.get(n)) is not None), None)
+    layers = getattr(cache, "layers", ())
+    if cache is None or not hasattr(cache, "get_seq_length"):
+        return 0
+    if layers and not any(hasattr(layer, "get_seq_length") for layer in layers):
+        return seen if cache.has_previous_state() else 0
+    return int(cache.get_seq_length())

@@ -41,7 +41,9 @@ def find(module: nn.Module) -> Network:
     if table is None:
         return Network()
     stacks = [s for s in table(config) if _present(module, f"{base}{s.root}".rstrip("."), s)]
-    has_head = getattr(inner, "get_output_embeddings", lambda: None)() is not None
+    if not stacks:
+        return Network()
+    has_head = _has_head(inner)
     sites = tuple(site for s in stacks for site in stack_sites(s, base))
     if not has_head:
         sites = tuple(_headless(s) for s in sites)
@@ -57,6 +59,12 @@ def _present(module: nn.Module, root: str, stack: Stack) -> bool:
     except AttributeError:
         return False
     return True
+
+
+def _has_head(network: Any) -> bool:
+    """Say whether the network has an output head; one for sound has no *input* embeddings."""
+    found = getattr(network, "get_output_embeddings", lambda: None)()
+    return found is not None or isinstance(getattr(network, "lm_head", None), nn.Module)
 
 
 def _headless(site: Site) -> Site:

@@ -4,6 +4,25 @@ A point is a kind of place (`resid_post`), a site is one such place (`resid_post
 architecture's table says for each stack of blocks where the points lie; any other place is
 addressed by its module's path, `layer4.0.conv1:out`, with `:in` or `:out`, then `.i` for an item
 of a tuple and `#n` for the n-th call of a module that runs several times.
+
+What the points mean, in every architecture that has them:
+
+- `embeddings`: what the token embedding (of images, the patch embedding) returns.
+- `resid_pre`, `resid_mid`, `resid_post`: the residual stream as a block receives it, after
+  attention, and as the block returns it.
+- `attn_in`, `mlp_in`: what attention and MLP read, after the norm before them, if there is one.
+- `q`, `k`, `v`: what the projections return, split in heads; before norms of queries and keys and
+  before rotary embedding. Keys and values keep their own number of heads.
+- `attn_scores`: the softmax's logits in float32, with scale, soft cap, bias and mask.
+- `attn_probs`: the softmax over keys.
+- `z`: each head's mix of values, before the output projection.
+- `attn_out`, `mlp_out`: what is added to the residual stream, after any norm or factor.
+- `mlp_pre`: what the up projection returns; without a gate, what the nonlinearity reads.
+- `mlp_gate`: what the gate's projection returns, before the nonlinearity.
+- `mlp_hidden`: what the down projection reads.
+- `router_logits`, `router_weights`, `expert_hidden`: a router's logits over all experts, the
+  weights of a token's chosen experts, and what the down projection of each of these reads.
+- `final_norm`: what the norm after the last block returns; `logits`: what the network returns.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +50,7 @@ class Place:
 
     Args:
         path: The module's path, relative to the block (or to the stack, for `WHOLE` points).
-        side: "in" or "out"; "scores", "probs" and "experts" are computed beside the module.
+        side: "in" or "out"; "scores", "probs", "router" and "experts" are computed beside it.
         item: Index into a tuple, or field of a mapping, that the module returns; a chain of them.
         layout: The view.
         shared: The tensor is also the residual stream itself, so an edit writes into it.
@@ -66,7 +85,7 @@ class Stack:
         num_blocks: Number of blocks.
         width: Width of the residual stream.
         places: Point to place; block paths are relative to the block.
-        lacks: Point to the reason why this architecture does not have it.
+        lacks: Point to the reason why this architecture does not have it; beats `places`.
         heads: Attention heads; 0 if there is no attention.
         kv_heads: Heads of keys and values.
         head_width: Width of one head.
@@ -79,6 +98,7 @@ class Stack:
         vocabulary: Size of the vocabulary, 0 without an output head.
         alias: A prefix that users may write although there is one stack ("encoder").
         embedding_width: Width of the embeddings, 0 if it is that of the stream.
+        others: Blocks that are built differently from the rest, by index.
         frames: The network's own rule from lengths of its inputs to numbers of rows, for a stack
             whose mask speaks of other units (sound); called with the stack's module.
     """
@@ -100,6 +120,7 @@ class Stack:
     vocabulary: int = 0
     alias: str = ""
     embedding_width: int = 0
+    others: Mapping[int, "Stack"] = field(default_factory=dict)
     frames: Callable[[Any, Tensor], Tensor] | None = None
 
     def unit_shape(self, point: str) -> tuple[int, ...]:
@@ -169,13 +190,14 @@ def stack_sites(stack: Stack, base: str) -> list[Site]:
     sites = [_site(stack, f"{prefix}{p}", p, root, None) for p in before]
     for i in range(stack.num_blocks):
         block = ".".join(filter(None, (root, stack.blocks.format(i))))
-        sites += [_site(stack, f"{prefix}{p}.{i}", p, block, i) for p in POINTS if p not in WHOLE]
+        own = stack.others.get(i, stack)
+        sites += [_site(own, f"{prefix}{p}.{i}", p, block, i) for p in POINTS if p not in WHOLE]
     return sites + [_site(stack, f"{prefix}{p}", p, root, None) for p in after]
 
 
 def _site(stack: Stack, name: str, point: str, module: str, block: int | None) -> Site:
     place = _attention_place(stack, point) or stack.places.get(point)
-    if place is None:
+    if place is None or point in stack.lacks:
         return Site(name, refused=stack.lacks.get(point, _reason(stack, point)), stack=stack)
     if point == "logits":
         module = ""
@@ -197,7 +219,7 @@ def _address(place: Place) -> str:
 
 
 def _attention_place(stack: Stack, point: str) -> Place | None:
-    if point in ("attn_scores", "attn_probs") and stack.attention and point not in stack.lacks:
+    if point in ("attn_scores", "attn_probs") and stack.attention:
         return Place(stack.attention, point.removeprefix("attn_"))
     return None
 

@@ -14,7 +14,6 @@ from actkit.core.edit import Edit
 from actkit.core.errors import EditError
 from actkit.core.inputs import Batch
 from actkit.core.progress import track
-from actkit.core.where import indices
 
 if TYPE_CHECKING:
     from actkit.core.model import Model
@@ -34,31 +33,20 @@ def sweep(
         raise EditError("a sweep needs token inputs, whose logits have positions")
     if not variants or batch < 1:
         raise EditError(f"a sweep needs a variant and a batch, got {len(variants)} and {batch}")
-    rows, where = len(base.tokens), _positions(base, at)
+    rows = len(base.tokens)
     at_once = max(1, batch // rows)
     results = []
     for start in track(range(0, len(variants), at_once), "sweeping"):
         chunk = variants[start : start + at_once]
-        edits = [_in_rows(e, i, rows) for i, v in enumerate(chunk) for e in v]
+        blocks = [slice(i * rows, (i + 1) * rows) for i in range(len(chunk))]
+        edits = [replace(e, block=b) for b, v in zip(blocks, chunk, strict=True) for e in v]
         logits = model.run(_repeated(base, len(chunk)), edits=edits, logits=True).logits
         if logits is None:
             raise EditError("a sweep needs logits; this network returned none")
-        own = torch.arange(len(logits), device=logits.device)[:, None]
-        value = metric(logits[own, where.to(logits.device).repeat(len(chunk), 1)])
+        asked = _positions(_valid(base, logits, rows), at).to(logits.device).repeat(len(chunk), 1)
+        value = metric(logits[torch.arange(len(logits), device=logits.device)[:, None], asked])
         results.append(_checked(value, len(logits)).view(len(chunk), rows))
     return torch.cat(results)
-
-
-def _in_rows(edit: Edit, variant: int, rows: int) -> Edit:
-    """Move an edit to the rows that its variant has in the shared batch."""
-    chosen = edit.where.rows
-    own = (
-        torch.arange(rows) if chosen is None else indices(chosen, rows, "rows", torch.device("cpu"))
-    )
-    tokens = edit.where.tokens
-    if isinstance(tokens, Tensor):
-        raise EditError(f"a sweep takes positions or a slice at {edit.site}, not a token mask")
-    return replace(edit, where=replace(edit.where, rows=own + variant * rows))
 
 
 def _repeated(batch: Batch, times: int) -> Batch:
@@ -73,11 +61,17 @@ def _repeated(batch: Batch, times: int) -> Batch:
     )
 
 
-def _positions(base: Batch, at: Any) -> Tensor:
+def _valid(base: Batch, logits: Tensor, rows: int) -> Tensor:
+    """Return which of each row's logits are of no padding; a decoder's own are all."""
+    if base.valid is None or base.valid.shape[1] != logits.shape[1]:
+        return torch.ones(rows, logits.shape[1], dtype=torch.bool)
+    return base.valid
+
+
+def _positions(valid: Tensor, at: Any) -> Tensor:
     """Return the (B, P) indices of the asked positions; they count a row's valid tokens."""
-    if base.tokens is None or not (at == "last" or isinstance(at, int | slice)):
+    if not (at == "last" or isinstance(at, int | slice)):
         raise EditError(f"positions must be 'last', an index or a slice, got {at!r}")
-    valid = torch.ones_like(base.tokens, dtype=torch.bool) if base.valid is None else base.valid
     at = slice(-1, None) if at == "last" else at
     chosen = []
     for row in valid:

@@ -37,7 +37,7 @@ class MassiveResult:
     Attributes:
         top: The largest activations by magnitude, largest first; of equals the earliest.
         ratios: |value| / median of each of them; infinite if the median is 0.
-        median: Median magnitude of all entries, to 0.2 % of itself.
+        median: Median magnitude of all entries, to 0.4 % of itself.
         limit: The magnitude from which an activation counts as massive.
         num_massive: Number of massive entries, counted after rounding to bfloat16.
         massive_units: The units that were massive at least once, largest peak first.
@@ -152,7 +152,7 @@ class Massive(Reading):
     As in the paper an activation is massive if its magnitude is above 100 and at least 1,000
     times the median magnitude of its site; here the median is over all rows that were read, not
     over one text. Magnitudes are counted after rounding to bfloat16, so counts are exact and
-    merge exactly, and the median is right to 2^-9 = 0.2 % of itself (exactly right for bfloat16
+    merge exactly, and the median is right to 2^-8 = 0.4 % of itself (exactly right for bfloat16
     activations). The first token of a text is not left out: it is where massive activations
     live.
 

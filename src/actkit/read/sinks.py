@@ -3,7 +3,7 @@
 Shapes: N rows (queries), H heads, S keys.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 from typing import Self, final
 
@@ -16,7 +16,8 @@ from actkit.core.recording import Rows
 from actkit.read._base import Reading
 from actkit.read._math import added, mergeable, same_width, usable
 
-_CHUNK = 1 << 20  # probabilities whose logarithms are held at once
+_CHUNK = 1 << 18  # probabilities at a time: their logarithms stay in the cache
+_MOST = 1.01  # a probability may be rounded up, most of all in bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class _State:
             smallest = torch.finfo(part_NHS.dtype).tiny
             entropy_NH = -(part_NHS.clamp_min(smallest).log_() * part_NHS).sum(-1)
             sums_KH[3] += entropy_NH.sum(0, dtype=torch.float64).cpu()
-            visible_N = (part_NHS.amax(1) > 0).sum(-1).clamp_min_(1)
+            visible_N = (part_NHS.sum(1) > 0).sum(-1).clamp_min_(1)
             capacity += float(visible_N.double().log().sum())
         return cls(len(probs_NHS), sums_KH, capacity, num_nonfinite)
 
@@ -139,17 +140,15 @@ class Sinks(Reading):
         Raises:
             InputError: The values are not probabilities, or the axes or heads do not fit.
         """
-        shape = tuple(acts_ND.shape)
-        probs_NHS, rows, num_nonfinite = usable(acts_ND, rows, dims=3)
-        if probs_NHS.numel() and not (probs_NHS.min() >= 0 and probs_NHS.max() <= 1.01):
-            low, high = probs_NHS.aminmax()
+        late = replace(rows, valid=rows.valid & (rows.position >= self.min_position))
+        probs_NHS, late, num_nonfinite = usable(acts_ND, late, dims=3)
+        low, high = map(float, probs_NHS.aminmax()) if probs_NHS.numel() else (0.0, 0.0)
+        if low < 0 or high > _MOST:
             raise InputError(
                 "attention probabilities must lie in [0, 1] (attn_probs, not attn_scores), "
-                f"got {float(low):.3g} to {float(high):.3g} in shape {shape}"
+                f"got {low:.3g} to {high:.3g} in shape {tuple(acts_ND.shape)}"
             )
-        late_N = rows.position >= self.min_position
-        probs_NHS = probs_NHS[late_N.to(probs_NHS.device)]
-        self._state = added(self._state, _State.of(probs_NHS, rows[late_N], num_nonfinite))
+        self._state = added(self._state, _State.of(probs_NHS, late, num_nonfinite))
 
     def merge(self, other: Self) -> Self:
         """Take in another reading's queries; return self."""

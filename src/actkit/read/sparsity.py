@@ -5,7 +5,7 @@ Shapes: N rows, D width, K levels.
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import nan
+from math import nan, sqrt
 from typing import Self, final
 
 import torch
@@ -95,11 +95,10 @@ class _State:
 
 def _hoyer(size_ND: Tensor) -> Tensor:
     """Return (sqrt(D) - L1 / L2) / (sqrt(D) - 1) for every row that is not all zero."""
-    root = size_ND.shape[1] ** 0.5
-    l2_N = torch.linalg.vector_norm(size_ND, dim=1)
+    root = sqrt(size_ND.shape[1])
+    l2_N: Tensor = torch.linalg.vector_norm(size_ND, dim=1)
     used_N = l2_N > 0 if root > 1 else torch.zeros_like(l2_N, dtype=torch.bool)
-    ratio_N: Tensor = size_ND.sum(1)[used_N] / l2_N[used_N]
-    return (root - ratio_N) / (root - 1)
+    return (root - size_ND.sum(1)[used_N] / l2_N[used_N]) / (root - 1)
 
 
 @method(source="Li et al. 2022, arXiv:2210.06313, section 2; Hoyer 2004, JMLR 5")

@@ -5,7 +5,7 @@ Files are opened unbuffered: a buffer that a full disk refused would be written 
 
 import os
 import sys
-from collections.abc import Buffer, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -16,7 +16,7 @@ if sys.platform != "win32":
     import fcntl
 
 
-def write_all(file: FileIO, data: Buffer) -> None:
+def write_all(file: FileIO, data: bytes | memoryview) -> None:
     """Write all bytes at the file's position; the system may take them in several bites."""
     view = memoryview(data).cast("B")
     while view:

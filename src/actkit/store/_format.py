@@ -173,7 +173,9 @@ def _quantise(site: str, acts: Tensor) -> dict[str, Tensor]:
     most_N = flat_ND.abs().amax(1) if acts.dim() > 1 else flat_ND.abs()[:, 0]
     if not bool(most_N.isfinite().all()):
         row = int((~most_N.isfinite()).nonzero()[0])
-        raise StoreError(f"int8 holds finite values only, got {most_N[row]:g} at {site} in row {row}")
+        raise StoreError(
+            f"int8 holds finite values only, got {most_N[row]:g} at {site} in row {row}"
+        )
     # A subnormal scale would be rounded so coarsely that a value could exceed 127.
     scale_N = (most_N / 127).clamp_min(torch.finfo(torch.float32).tiny)
     raw_ND = (flat_ND / scale_N[:, None]).round().to(torch.int8)

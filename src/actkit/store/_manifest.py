@@ -6,7 +6,7 @@ pass over it and the next writer cuts it off.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,10 @@ class Head:
         """The store's identity, 16 hexadecimal digits of its first line's SHA-256."""
         return hashlib.sha256(self.line()).hexdigest()[:16]
 
+    def without(self, key: str) -> "Head":
+        """Return the same head without one entry of its header."""
+        return replace(self, header={k: v for k, v in self.header.items() if k != key})
+
     def check_same(self, other: "Head", path: Path) -> None:
         """Refuse to resume with settings that differ from those the store was begun with."""
         mine, theirs = (_flat(json.loads(h.line())) for h in (self, other))
@@ -62,7 +66,7 @@ class Entry:
     Args:
         shard: File name.
         rows: Number of rows.
-        bytes: Size of the file.
+        size: Of the file, in bytes.
         sha256: Of the whole file, in hexadecimal.
         cursor: Where its writer goes on after it.
         grid: (height, width) of images, else None.
@@ -70,7 +74,7 @@ class Entry:
 
     shard: str
     rows: int
-    bytes: int
+    size: int
     sha256: str
     cursor: Any = None
     grid: tuple[int, int] | None = None
@@ -132,8 +136,8 @@ def check_size(path: Path, entry: Entry) -> None:
         size = path.stat().st_size
     except OSError as error:
         raise DamagedError(f"{path}: a committed shard must be there: {error.strerror}") from error
-    if size != entry.bytes:
-        raise DamagedError(f"{path}: the shard must have {entry.bytes} bytes, got {size}")
+    if size != entry.size:
+        raise DamagedError(f"{path}: the shard must have {entry.size} bytes, got {size}")
 
 
 def shard_name(index: int) -> str:
@@ -174,7 +178,7 @@ def _entry(line: bytes, index: int, head: Head, path: Path) -> Entry:
             f"{path}, line {index + 2}: not the line of {shard_name(index)} of this store: "
             f"{_brief(line)}"
         )
-    return replace(entry, grid=None if entry.grid is None else tuple(entry.grid))
+    return entry if entry.grid is None else replace(entry, grid=(entry.grid[0], entry.grid[1]))
 
 
 def _facts(line: bytes, path: Path, number: int) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class OpenShard:
             for column, start in zip(self._columns, self._spaced(), strict=True):
                 self._file.seek(start + self.rows * column.row_bytes)
                 flat = stored[column.name].cpu().contiguous().reshape(-1)
-                write_all(self._file, flat.view(uint8).numpy())
+                write_all(self._file, flat.view(uint8).numpy().data)
         self.rows += rows
         self._cursor, self.grid = cursor, grid
 

@@ -8,7 +8,6 @@ import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actkit.core.errors import DamagedError
-from actkit.store._format import columns_of, head, starts
+from actkit.core.progress import track
+from actkit.store._format import FACTS, columns_of, head, starts
 from actkit.store._manifest import Entry, Head, check_size
 from actkit.store._open_shard import about
 
@@ -100,6 +100,7 @@ class Shards:
         """Number the rows."""
         self.parts = parts
         self.bounds: Ids = np.cumsum([0, *(p.entry.rows for p in parts)], dtype=np.int64)
+        self._unread = len(parts) > 0
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -107,55 +108,65 @@ class Shards:
 
     def span(self, name: str, start: int, stop: int) -> Tensor:
         """Return consecutive rows of a column: in place where one shard has them all."""
-        shards, bounds = self.overlap(start, stop)
-        views = [
-            self.parts[s].column(name)[max(start - low, 0) : stop - low]
-            for s, low in zip(shards, bounds[shards.start :], strict=False)
-        ]
+        views = []
+        for s in self.overlap(start, stop):
+            low = int(self.bounds[s])
+            views.append(self.parts[s].column(name)[max(start - low, 0) : max(stop - low, 0)])
         return views[0] if len(views) == 1 else torch.cat(views)
 
     def take(self, name: str, ids_N: Ids, room: Tensor | None = None) -> Tensor:
-        """Return rows of a column by ascending index, copied.
+        """Return rows of a column by ascending index, copied, as (N, bytes) uint8.
 
         Args:
             name: The column.
-            ids_N: Row indices, ascending.
-            room: (N or more, bytes of a row) uint8 to write into; new memory if None.
+            ids_N: Row indices, ascending, at least one.
+            room: (N or more, bytes) uint8 to write into; new memory if None.
         """
-        shards, bounds = self.overlap(int(ids_N[0]), int(ids_N[-1]) + 1)
-        cuts = np.searchsorted(ids_N, bounds[shards.start : shards.stop + 1])
-        like = self.parts[shards.start].column(name)
+        shards = self.overlap(int(ids_N[0]), int(ids_N[-1]) + 1)
+        cuts = np.searchsorted(ids_N, self.bounds[shards.start : shards.stop + 1])
         if room is None:
-            room = torch.empty(len(ids_N), _bytes(like).shape[1], dtype=torch.uint8)
+            room = self.room(name, len(ids_N))
         for s, low, high in zip(shards, cuts[:-1], cuts[1:], strict=True):
             if high > low:
-                index = torch.from_numpy(ids_N[low:high] - bounds[s])
-                source = _bytes(self.parts[s].column(name))
-                torch.index_select(source, 0, index, out=room[low:high])
-        return room[: len(ids_N)].view(like.dtype).view(-1, *like.shape[1:])
+                index_N = torch.from_numpy(ids_N[low:high] - self.bounds[s])
+                source = as_bytes(self.parts[s].column(name))
+                torch.index_select(source, 0, index_N, out=room[low:high])
+        return room[: len(ids_N)]
 
-    def overlap(self, start: int, stop: int) -> tuple[range, Ids]:
-        """Return the shards that hold rows of a span, at least one, and all bounds."""
-        first = int(np.searchsorted(self.bounds, start, side="right")) - 1
-        last = int(np.searchsorted(self.bounds, max(stop, start + 1), side="left"))
-        return range(first, max(last, first + 1)), self.bounds
+    def room(self, name: str, rows: int) -> Tensor:
+        """Return memory for rows of a column, (N, bytes) uint8."""
+        like = as_bytes(self.parts[0].column(name))
+        return torch.empty(rows, like.shape[1], dtype=torch.uint8)
 
-    def touch(self, shards: Sequence[Shard]) -> None:
-        """Check and map shards that were not read yet, several at once."""
-        fresh = [s for s in shards if not s.touched]
-        with ThreadPoolExecutor(CHECKERS) as pool:
-            list(pool.map(lambda s: s.column("sample"), fresh))
+    def overlap(self, start: int, stop: int) -> range:
+        """Return which shards hold the rows of a span; the one at its start if it is empty."""
+        inner = self.bounds[1:-1]
+        first = int(np.searchsorted(inner, start, side="right"))
+        return range(first, 1 + int(np.searchsorted(inner, max(stop - 1, start), side="right")))
+
+    def touch(self, ids_N: Ids) -> None:
+        """Check and map the shards of some rows, several at once, where that was not done yet."""
+        if not self._unread:
+            return
+        held = np.unique(np.searchsorted(self.bounds[1:-1], ids_N, side="right"))
+        fresh = [self.parts[s] for s in held if not self.parts[s].touched]
+        self._unread = not all(part.touched for part in self.parts)
+        if fresh:
+            with ThreadPoolExecutor(CHECKERS) as pool:
+                done = pool.map(lambda shard: shard.column(FACTS[0]), fresh)
+                for _ in track(done, "checking shards", len(fresh)):
+                    pass
 
 
-def _bytes(x: Tensor) -> Tensor:
-    """Return rows as (N, bytes), which every kernel knows how to copy."""
-    return x.view(len(x), -1).view(torch.uint8) if x.dim() > 1 else x[:, None].view(torch.uint8)
+def as_bytes(x: Tensor) -> Tensor:
+    """Return rows as (N, bytes) uint8, which every kernel can copy whatever they mean."""
+    return x.reshape(len(x), -1).view(torch.uint8)
 
 
-def verify(shards: Sequence[Shard]) -> list[Any]:
-    """Return one DamagedError for each shard that is not what was committed."""
+def damages(shards: Sequence[Shard]) -> list[DamagedError]:
+    """Return one error for each shard that is not what was committed."""
 
-    def problem(shard: Shard) -> DamagedError | None:
+    def damage(shard: Shard) -> DamagedError | None:
         try:
             shard.verify()
         except DamagedError as error:
@@ -163,4 +174,5 @@ def verify(shards: Sequence[Shard]) -> list[Any]:
         return None
 
     with ThreadPoolExecutor(CHECKERS) as pool:
-        return [error for error in pool.map(problem, shards) if error is not None]
+        found = list(track(pool.map(damage, shards), "verifying", len(shards)))
+    return [error for error in found if error is not None]

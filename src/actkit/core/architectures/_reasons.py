@@ -3,6 +3,7 @@
 from typing import Any
 
 POST_NORM = "its blocks end with their norm, so resid_post of the last block is already normalised"
+PARALLEL = "attention and MLP run side by side, so there is no stream between them"
 CLASSES = "a score belongs to the whole image, not to one of its rows: read classifier:out"
 
 

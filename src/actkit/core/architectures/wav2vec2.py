@@ -50,7 +50,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
             vocabulary=config.vocab_size,
             attention="attention",
             alias="audio",
-            places={k: v for k, v in places.items() if k not in lacks},
+            places=places,
             lacks=lacks,
         ),
     )

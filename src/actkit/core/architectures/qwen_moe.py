@@ -1,0 +1,37 @@
+"""Qwen 1.5 and 2 MoE, Qwen 3 MoE: Llama's blocks, some or all with a router and experts.
+
+`router_weights` and `expert_hidden` are as in Mixtral. Qwen 2's shared expert, which every token
+uses, is no part of them: it is reached by path, `layers.0.mlp.shared_expert.down_proj:in`.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from actkit.core.architectures import llama
+from actkit.core.architectures._experts import with_experts
+from actkit.core.sites import Stack
+
+MODEL_TYPES = ("qwen2_moe", "qwen3_moe")
+
+DENSE = "this block has a plain MLP; other blocks of the network have experts"
+
+
+def stacks(config: Any) -> tuple[Stack, ...]:
+    """Return the one stack; its blocks with a plain MLP are described apart."""
+    (dense,) = llama.stacks(config)
+    points = ("router_logits", "router_weights", "expert_hidden")
+    dense = replace(dense, lacks=dict.fromkeys(points, DENSE))
+    sparse = with_experts(
+        replace(dense, hidden=config.moe_intermediate_size, lacks={}),
+        config.num_experts,
+        config.num_experts_per_tok,
+    )
+    plain = [i for i in range(config.num_hidden_layers) if not _has_experts(config, i)]
+    return (replace(sparse, others=dict.fromkeys(plain, dense)),)
+
+
+def _has_experts(config: Any, block: int) -> bool:
+    """Say whether a block has experts, by the rule of the network itself."""
+    every = config.decoder_sparse_step
+    chosen = block not in config.mlp_only_layers and (block + 1) % every == 0
+    return chosen and config.num_experts > 0

@@ -1,0 +1,151 @@
+"""What a store hands out: one site, or what the rows belong to, over all shards.
+
+Shapes: N rows.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actkit.core.recording import Rows
+from actkit.store._format import FACTS, SCALE, Column, decode
+from actkit.store._shards import Ids, Shards
+
+Index = int | slice | list[int] | Tensor | Ids
+
+
+class ColumnView:
+    """One site's rows on disk, indexed like a tensor's first axis; nothing is read before.
+
+    A slice inside one shard is a view of the file; one over several shards, and rows by index,
+    are copies. What a view is given in place stays in this process and never reaches the file.
+    int8 and float8 come as float32; `raw` has them as they are stored.
+
+    Attributes:
+        name: The site.
+        raw: The same rows as they are stored.
+    """
+
+    def __init__(self, shards: Shards, column: Column, scaled: bool, raw: bool = False) -> None:
+        """Hold what is needed to read."""
+        self._shards, self._column, self._scaled, self._raw = shards, column, scaled, raw
+        self.name = column.name
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of all rows, (N, ...)."""
+        return torch.Size([len(self._shards), *self._column.shape])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which rows come."""
+        coded = self._column.dtype in (torch.int8, torch.float8_e4m3fn)
+        return torch.float32 if coded and not self._raw else self._column.dtype
+
+    @property
+    def raw(self) -> "ColumnView":
+        """The same rows as they are stored."""
+        return ColumnView(self._shards, self._column, self._scaled, raw=True)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._shards)
+
+    def __repr__(self) -> str:
+        """Return the site, its shape and its dtype."""
+        return f"{type(self).__name__}({self.name!r}, {tuple(self.shape)}, {str(self.dtype)[6:]})"
+
+    def __getitem__(self, index: Index) -> Tensor:
+        """Return rows by an index, a slice, a list or tensor of indices, or a mask.
+
+        Raises:
+            IndexError: No such row.
+            DamagedError: The shard is not what was committed.
+        """
+        if isinstance(index, int):
+            row = int(resolve(index, len(self))[0])
+            return self[row : row + 1][0]
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step == 1:
+                return self.span(start, stop)
+        ids_N = resolve(index, len(self))
+        order = np.argsort(ids_N, kind="stable")
+        return self.gather(ids_N[order], torch.from_numpy(np.argsort(order)))
+
+    def span(self, start: int, stop: int) -> Tensor:
+        """Return consecutive rows, in place where one shard has them all."""
+        if start >= stop:
+            return torch.empty(0, *self._column.shape, dtype=self.dtype)
+        return self._decoded(lambda name: self._shards.span(name, start, stop))
+
+    def gather(self, ids_N: Ids, order_N: Tensor, rooms: dict[str, Tensor] | None = None) -> Tensor:
+        """Return rows by ascending index, then put in another order.
+
+        Args:
+            ids_N: Row indices, ascending.
+            order_N: Which of them comes first, second, ...
+            rooms: Memory to use again from call to call, by column.
+        """
+        if not len(ids_N):
+            return self.span(0, 0)
+        rooms = {} if rooms is None else rooms
+
+        def read(name: str) -> Tensor:
+            if name not in rooms or len(rooms[name]) < len(ids_N):
+                rooms[name] = self._shards.room(name, len(ids_N))
+            like = self._shards.parts[0].column(name)
+            taken = self._shards.take(name, ids_N, rooms[name]).index_select(0, order_N)
+            return taken.view(like.dtype).view(-1, *like.shape[1:])
+
+        return self._decoded(read)
+
+    def _decoded(self, read: Callable[[str], Tensor]) -> Tensor:
+        stored = read(self.name)
+        if self._raw:
+            return stored
+        return decode(stored, read(self.name + SCALE) if self._scaled else None)
+
+
+class RowsView:
+    """What the rows of a store belong to, indexed like a tensor; nothing is read before."""
+
+    def __init__(self, shards: Shards) -> None:
+        """Hold what is needed to read."""
+        self._views = [ColumnView(shards, Column(name, torch.int64), False) for name in FACTS]
+        grids = {part.entry.grid for part in shards.parts}
+        self._grid = grids.pop() if len(grids) == 1 else None
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._views[0])
+
+    def __getitem__(self, index: Index) -> Rows:
+        """Return rows by an index, a slice, a list or tensor of indices, or a mask."""
+        sample, position, token = (view[index] for view in self._views)
+        valid = torch.ones_like(sample, dtype=torch.bool)
+        return Rows(valid, sample, position, token, self._grid)
+
+
+def resolve(index: Index, num_rows: int) -> Ids:
+    """Return the row indices that an index means, counted from 0.
+
+    Raises:
+        IndexError: There is no such row, or the index is none.
+    """
+    if isinstance(index, slice):
+        return np.arange(*index.indices(num_rows))
+    found = np.atleast_1d(np.asarray(index))
+    if found.dtype == bool:
+        if found.shape != (num_rows,):
+            raise IndexError(f"a mask covers all {num_rows} rows, got shape {found.shape}")
+        return np.flatnonzero(found)
+    if found.ndim != 1 or not (np.issubdtype(found.dtype, np.integer) or not found.size):
+        raise IndexError(f"rows are indexed by integers, got {found.dtype} {found.shape}")
+    ids_N = found.astype(np.int64)
+    if len(ids_N) and not -num_rows <= ids_N.min() <= ids_N.max() < num_rows:
+        worst = max(ids_N.max(), -ids_N.min() - 1)
+        raise IndexError(f"row indices must be below {num_rows}, got {worst}")
+    return ids_N % num_rows if num_rows else ids_N

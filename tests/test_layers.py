@@ -1,0 +1,205 @@
+"""Imports go one way: core, then store and data, then families, then compare, report, cli.
+
+A method imports its own family's private files and what lies below, never another method.
+"""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from actkit.catalog import FAMILIES
+
+SOURCE = Path(__file__).parents[1] / "src"
+BELOW: dict[str, set[str]] = {
+    "core": set(),
+    "catalog": {"core"},
+    "store": {"core"},
+    "data": {"core"},
+    "family": {"core", "catalog", "store", "data"},
+    "papers": {"core", "catalog"},
+    "evidence": {"core", "catalog", "papers"},
+    "compare": {"core", "catalog", "store", "data", "family"},
+    "report": {"core", "catalog", "store", "data", "family", "compare", "papers"},
+    "cli": {"core", "catalog", "store", "data", "papers", "compare", "report", "root"},
+    "root": {"core", "catalog", "store", "data", "papers", "compare", "report"},
+}
+"""What each layer may import besides itself."""
+EXCEPTIONS = {("actkit.core.model", "store")}
+"""Imports upwards, inside a function or for types only: Model.harvest is where a store begins."""
+
+
+class Import(NamedTuple):
+    importer: str
+    imported: str
+    lazy: bool
+    """Inside a function, or under TYPE_CHECKING."""
+
+
+def layer(module: str) -> str:
+    parts = module.split(".")
+    if len(parts) == 1:
+        return "root"
+    return "family" if parts[1] in FAMILIES else parts[1]
+
+
+def modules(source: Path) -> dict[str, Path]:
+    found = {}
+    for path in sorted(source.rglob("*.py")):
+        parts = path.relative_to(source).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(source: Path) -> Iterator[Import]:
+    known = modules(source)
+    for name, path in known.items():
+        yield from walk(ast.parse(path.read_text()), name, known, lazy=False)
+
+
+def walk(node: ast.AST, name: str, known: dict[str, Path], lazy: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        inner = lazy or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+        inner = inner or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test))
+        for target in targets(child, known):
+            yield Import(name, target, lazy)
+        yield from walk(child, name, known, inner)
+
+
+def targets(node: ast.AST, known: dict[str, Path]) -> list[str]:
+    if isinstance(node, ast.Import):
+        named = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        package = node.module or ""
+        inside = [f"{package}.{alias.name}" for alias in node.names]
+        named = [target if target in known else package for target in inside]
+    else:
+        return []
+    return [target for target in named if target.partition(".")[0] == "actkit"]
+
+
+def wrong(found: Import) -> str | None:
+    """Return what is wrong with an import, None if it is as it should be."""
+    own, other = layer(found.importer), layer(found.imported)
+    if own == other == "family":
+        return _wrong_in_families(found)
+    if own == other or other in BELOW[own]:
+        return None
+    if found.lazy and (found.importer, other) in EXCEPTIONS:
+        return None
+    return f"{found.importer} must not import {found.imported}"
+
+
+def _wrong_in_families(found: Import) -> str | None:
+    family, _, file = found.imported.removeprefix("actkit.").partition(".")
+    if found.importer.split(".")[1] != family:
+        return f"{found.importer} must not import {found.imported} of another family"
+    if not file.startswith("_"):
+        return f"{found.importer} must not import the method {found.imported}"
+    return None
+
+
+def test_imports_go_one_way() -> None:
+    found = list(imports(SOURCE))
+    assert len(found) > 50
+    assert [text for text in map(wrong, found) if text] == []
+
+
+def test_every_exception_is_in_use() -> None:
+    upwards = {(i.importer, layer(i.imported)) for i in imports(SOURCE) if i.lazy}
+    assert upwards >= EXCEPTIONS
+
+
+def test_there_is_no_cycle() -> None:
+    graph: dict[str, set[str]] = {}
+    for found in imports(SOURCE):
+        if not found.lazy:
+            graph.setdefault(found.importer, set()).add(found.imported)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_lists_no_methods(family: str) -> None:
+    """A new method adds files and edits none, so `__init__` has nothing to name."""
+    tree = ast.parse((SOURCE / "actkit" / family / "__init__.py").read_text())
+    assert [type(node) for node in tree.body] in ([], [ast.Expr])
+
+
+PLANTED = {
+    "core above itself": ("core/sites.py", "from actkit.data import text"),
+    "core above itself, in a function": ("core/sites.py", "def f():\n    import actkit.store"),
+    "core above itself, at the excepted place": ("core/model.py", "import actkit.store"),
+    "core and the catalog": ("core/sites.py", "from actkit.catalog import method"),
+    "core and the whole": ("core/sites.py", "import actkit"),
+    "data and store": ("data/load.py", "from actkit.store import Store"),
+    "store and data": ("store/write.py", "from actkit import data"),
+    "catalog and a method": ("catalog.py", "from actkit.read.moments import Moments"),
+    "a method and another": ("read/sinks.py", "from actkit.read.moments import Moments"),
+    "a method and another, by package": ("read/sinks.py", "from actkit.read import moments"),
+    "a method and another family": ("read/sinks.py", "from actkit.steer._math import x"),
+    "types of another method": (
+        "read/sinks.py",
+        "if TYPE_CHECKING:\n    from actkit.read.moments import Moments",
+    ),
+    "a method and report": ("read/sinks.py", "from actkit.report.scan import scan"),
+    "report and the command line": ("report/scan.py", "from actkit.cli import main"),
+    "command line and a method": ("cli.py", "from actkit.read.moments import Moments"),
+}
+ALLOWED = {
+    "lazily, at the excepted place": ("core/model.py", "def f():\n    import actkit.store"),
+    "own private file": ("read/sinks.py", "from actkit.read._math import added"),
+    "decorator": ("read/sinks.py", "from actkit.catalog import method"),
+    "other packages": ("core/sites.py", "import torch\nfrom pathlib import Path"),
+    "report and a reading": ("report/scan.py", "from actkit.read.moments import Moments"),
+}
+
+
+def plant(root: Path, file: str, text: str) -> list[str]:
+    for name in (file, "read/moments.py", "data/__init__.py", "store/__init__.py"):
+        path = root / "actkit" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    (root / "actkit" / file).write_text(text)
+    return [text for text in map(wrong, imports(root)) if text]
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_wrong_import_is_found(tmp_path: Path, name: str) -> None:
+    assert len(plant(tmp_path, *PLANTED[name])) == 1
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_right_import_passes(tmp_path: Path, name: str) -> None:
+    assert plant(tmp_path, *ALLOWED[name]) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import actkit", {"torch", "transformers", "numpy"}),
+        ("import actkit.cli", {"torch", "transformers", "numpy"}),
+        ("import actkit.papers", {"torch", "transformers", "numpy"}),
+        ("import actkit.data", {"torch", "transformers", "datasets", "pyarrow"}),
+        ("import actkit; actkit.Model, actkit.add, actkit.Store", {"transformers", "datasets"}),
+    ],
+)
+def test_import_stays_light(statement: str, absent: set[str]) -> None:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+    )
+    assert "actkit" in done.stdout.split()
+    assert absent & set(done.stdout.split()) == set()
