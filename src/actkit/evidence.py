@@ -136,9 +136,12 @@ def _row(paper: Paper, standing: Standing) -> str:
     title = _plain(paper.title)
     if paper.arxiv:
         title = f"[{title}](https://arxiv.org/abs/{paper.arxiv})"
+    state = "works" if standing.works else "not yet"
+    if standing.tests and standing.note:
+        state += f": {_plain(standing.note)}"
     cells = (
         f"{title} `{paper.key}`",
-        "works" if standing.works else f"not yet: {_plain(standing.note)}",
+        state,
         ", ".join(f"`{name}`" for name in standing.methods),
         "<br>".join(_plain(str(figure)) for figure in standing.figures),
         _plain(paper.headline),

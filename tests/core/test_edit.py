@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens, D width, H heads, K head width, J directions.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,13 +37,13 @@ def brute(row: Callable[[int, int, Tensor], Tensor]) -> Tensor:
 def without_span(x_D: Tensor, directions: Tensor) -> Tensor:
     """Return what least squares cannot explain by the directions."""
     directions_JD = directions.reshape(-1, D)
-    fit = np.linalg.lstsq(directions_JD.T.numpy(), x_D.numpy(), rcond=None)[0]
-    return x_D - directions_JD.T @ torch.from_numpy(fit)
+    fit_J = np.linalg.lstsq(directions_JD.T.numpy(), x_D.numpy(), rcond=None)[0]
+    return x_D - directions_JD.T @ torch.from_numpy(fit_J)
 
 
 def along(x_D: Tensor) -> Tensor:
     """Return x with its coordinate along V_D kept in [-0.5, 1]."""
-    unit = V_D / sum(v * v for v in V_D) ** 0.5
+    unit = V_D / math.sqrt(sum(float(v) ** 2 for v in V_D))
     c = sum(float(a * b) for a, b in zip(x_D, unit, strict=True))
     return x_D + (min(max(c, -0.5), 1.0) - c) * unit
 

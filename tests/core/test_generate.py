@@ -28,6 +28,10 @@ def m() -> Model:
     return tiny.model()
 
 
+def network(m: Model) -> Any:
+    return m.module
+
+
 def ids_of(prompt: str) -> list[int]:
     return [int(w[1:]) for w in prompt.split()]
 
@@ -50,6 +54,10 @@ def naive(
     return ids[length:], torch.stack(all_logits)
 
 
+def always(edit: Edit) -> Callable[[Tensor, int], list[Edit]]:
+    return lambda positions, length: [edit]
+
+
 def masked(make: Callable[[ak.Where], Edit], chosen: Tensor) -> list[Edit]:
     """Return the edit at the chosen positions, nothing if there is none."""
     return [make(ak.Where(tokens=chosen[None]))] if chosen.any() else []
@@ -59,7 +67,7 @@ def cached(m: Model, edits: Sequence[Edit], **settings: Any) -> tuple[Tensor, Te
     """Return tokens (B, new) and logits (B, new, V) of the network's own generate."""
     inputs = {k: v for k, v in m.encode(tiny.PROMPTS).kwargs.items() if k != "position_ids"}
     with m.edited(edits), torch.no_grad():
-        out = m.module.generate(
+        out = network(m).generate(
             **inputs, do_sample=False, max_new_tokens=NEW, pad_token_id=0,
             output_logits=True, return_dict_in_generate=True, **settings,
         )  # fmt: skip
@@ -152,14 +160,10 @@ def test_other_sites_in_generation(m: Model, site: str) -> None:
 def test_a_mask_speaks_of_the_prompt(m: Model) -> None:
     mask_BT = torch.zeros(3, 7, dtype=torch.bool)
     mask_BT[0, 1] = mask_BT[1, 5] = mask_BT[2, 6] = True  # rows start at 0, 4 and 2
-    positions = [1, 1, 4]
     got, _ = cached(m, [ak.add(SITE, VECTOR, where=ak.Where(tokens=mask_BT))])
-    for b, prompt in enumerate(tiny.PROMPTS):
-        at = positions[b]
-        want, _ = naive(
-            m, prompt, lambda p, n, at=at: masked(lambda w: ak.add(SITE, VECTOR, where=w), p == at)
-        )
-        assert got[b].tolist() == want
+    for b, (prompt, at) in enumerate(zip(tiny.PROMPTS, (1, 1, 4), strict=True)):
+        edit = ak.add(SITE, VECTOR, where=ak.Where(tokens=at))
+        assert got[b].tolist() == naive(m, prompt, always(edit))[0]
 
 
 def test_rows_vectors_and_strengths_of_a_batch(m: Model) -> None:
@@ -179,7 +183,7 @@ def test_rows_vectors_and_strengths_of_a_batch(m: Model) -> None:
     for b, prompt in enumerate(tiny.PROMPTS):
         edit = ak.add(SITE, vectors_BD[b], float(strengths_B[b]))
         assert m.generate(prompt, [edit], max_new_tokens=NEW) == [texts[b]]
-        assert naive(m, prompt, lambda p, n, e=edit: [e])[0] == ids_of(texts[b])
+        assert naive(m, prompt, always(edit))[0] == ids_of(texts[b])
 
 
 def test_plain_generation_is_the_networks_own(m: Model) -> None:
@@ -197,7 +201,7 @@ def test_plain_generation_is_the_networks_own(m: Model) -> None:
 def test_beam_search_equals_an_edit_written_into_the_weights(
     m: Model, settings: dict[str, Any]
 ) -> None:
-    old = m.module.model.layers[1].mlp.down_proj
+    old = network(m).model.layers[1].mlp.down_proj
     biased = nn.Linear(tiny.HIDDEN, tiny.WIDTH)
     with torch.no_grad():
         biased.weight.copy_(old.weight)
@@ -228,7 +232,7 @@ def test_steps_start_anew_with_each_prompt(m: Model) -> None:
     ):
         with m.edited([ak.add(SITE, VECTOR, where=where)]), torch.no_grad():
             first, second = (
-                m.module.generate(**inputs, do_sample=False, max_new_tokens=NEW, pad_token_id=0)
+                network(m).generate(**inputs, do_sample=False, max_new_tokens=NEW, pad_token_id=0)
                 for _ in range(2)
             )
         assert torch.equal(first, second)
@@ -241,7 +245,7 @@ def test_a_cache_of_the_users_own(m: Model) -> None:
 
     edits = [ak.add(SITE, VECTOR, where=ak.Where(tokens=slice(-2, None)))]
     want = m.generate(tiny.PROMPTS, edits, max_new_tokens=NEW)
-    for cache in (DynamicCache(), StaticCache(m.module.config, max_cache_len=16)):
+    for cache in (DynamicCache(), StaticCache(network(m).config, max_cache_len=16)):
         assert m.generate(tiny.PROMPTS, edits, max_new_tokens=NEW, cache=cache) == want
         assert int(cache.get_seq_length()) == 7 + NEW - 1
 
@@ -253,7 +257,7 @@ def test_the_users_own_loop_with_a_cache(m: Model) -> None:
         for _ in range(NEW):
             step = ids_BT if out is None else ids_BT[:, -1:]
             past = None if out is None else out.past_key_values
-            out = m.module(step, past_key_values=past, use_cache=True)
+            out = network(m)(step, past_key_values=past, use_cache=True)
             ids_BT = torch.cat([ids_BT, out.logits[:, -1:].argmax(-1)], 1)
     want, _ = naive(
         m, tiny.PROMPTS[0], lambda p, n: masked(lambda w: ak.add(SITE, VECTOR, where=w), p >= n)

@@ -53,7 +53,9 @@ def interleaved(weight: Tensor, heads: int) -> Tensor:
     return weight.reshape(heads, 2, out // heads // 2, width).transpose(1, 2).reshape(out, width)
 
 
-def write(path: Path, arch: str = "llama", kind: str = "F32", tokens: bool = True) -> Path:
+def write(
+    path: Path, arch: str = "llama", kind: str = "F32", tokens: bool = True, without: str = "-"
+) -> Path:
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(48)
     writer.add_embedding_length(WIDTH)
@@ -67,7 +69,8 @@ def write(path: Path, arch: str = "llama", kind: str = "F32", tokens: bool = Tru
     if tokens:
         add_tokens(writer)
     for name, weight in network().state_dict().items():
-        add_tensor(writer, name, weight, kind)
+        if without not in name:
+            add_tensor(writer, name, weight, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -335,6 +338,13 @@ def test_an_unsupported_architecture_is_named(tmp_path: Path, cache: Path) -> No
     with pytest.raises(ModelError, match=r"odd\.gguf: .*'perceptron'.*not supported") as caught:
         load_gguf(path, Options())
     assert caught.value.__cause__ is not None
+    assert copies(cache) == []
+
+
+def test_a_file_that_lacks_a_weight_is_refused(tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "holed.gguf", without="layers.1.mlp.up_proj")
+    with pytest.raises(ModelError, match=r"holed\.gguf: .*layers\.1\.mlp\.up_proj\.weight is not"):
+        load_gguf(path, Options())
     assert copies(cache) == []
 
 

@@ -76,11 +76,13 @@ def test_massive_needs_both_the_floor_and_the_ratio() -> None:
     acts_ND, of = torch.full((101, 3), 0.01), rows(101)
     acts_ND[0, 0] = 99.0  # 9,900 times the median
     assert read(acts_ND, of).num_massive == 0
+    acts_ND[0, 0] = 100.0  # it must be above
+    assert (read(acts_ND, of).num_massive, read(acts_ND, of).massive_units) == (0, ())
     acts_ND[0, 0] = 101.0
     assert read(acts_ND, of).num_massive == 1
     acts_ND = acts_ND * 50  # median 0.5, so 5,050 is massive and 450 is not
     acts_ND[1, 1] = 450.0
-    assert read(acts_ND, of).massive_units == (0,)
+    assert (read(acts_ND, of).num_massive, read(acts_ND, of).massive_units) == (1, (0,))
 
 
 def test_a_median_of_zero_makes_ratios_infinite() -> None:

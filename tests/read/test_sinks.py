@@ -54,6 +54,14 @@ def test_a_key_that_does_not_exist_has_no_mass() -> None:
     assert result.previous_H.tolist() == [0.25 * 4 / 6] and result.self_H.tolist() == [0.25 * 4 / 6]
 
 
+def test_a_query_that_looks_at_nothing_adds_no_entropy() -> None:
+    probs_NHS = torch.tensor([[[0.5, 0.5]], [[0.0, 0.0]]], dtype=torch.float64)
+    reading = Sinks(min_position=0)
+    reading.update(probs_NHS, Rows.of(torch.ones(1, 2, dtype=torch.bool)).flat())
+    assert reading.result().spread_H.tolist() == [pytest.approx(1)]
+    assert reading.result().entropy_H.tolist() == [pytest.approx(np.log(2) / 2)]
+
+
 def test_scores_are_refused() -> None:
     scores_NHS = torch.linspace(-3, 2, 24).reshape(3, 2, 4)
     with pytest.raises(InputError, match=r"attn_probs, not attn_scores.*got -3 to 2.*\(3, 2, 4\)"):

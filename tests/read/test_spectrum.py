@@ -78,6 +78,13 @@ def test_low_rank_is_found_in_spite_of_rounding(dtype: torch.dtype) -> None:
     assert (line.num_90, line.num_99) == (1, 1)
 
 
+def test_rankme_of_fewer_rows_than_units_has_one_singular_value_for_each_row() -> None:
+    acts_ND = normal(5, 200) + 1
+    p = np.linalg.svd(acts_ND, compute_uv=False)
+    p = p / p.sum() + 1e-7
+    assert read(acts_ND).rankme == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
+
+
 def test_the_mean_counts_for_rankme_alone() -> None:
     acts_ND = normal(800, 20)
     near, far = read(acts_ND), read(acts_ND + 1e4)

@@ -46,7 +46,7 @@ class AttentionSocket:
         enter, leave = self._enter, self._leave
         self._handles = [
             self._module.register_forward_pre_hook(enter),
-            self._module.register_forward_hook(leave, always_call=True),
+            self._module.register_forward_hook(leave, always_call=True, prepend=True),
             self._module.register_forward_hook(self._done),
         ]
 

@@ -47,6 +47,7 @@ class Hooks:
         self.moments: dict[str, Moment] = defaultdict(Moment)
         self._waiting = {id(t) for t in self._taps if t.read or (t.edits and not t.site.stack)}
         self._calls: dict[tuple[str, str], int] = defaultdict(int)
+        self._inside: list[str] = []
         self._handles: list[RemovableHandle] = []
         self._sockets: list[AttentionSocket] = []
         self.given: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -79,12 +80,13 @@ class Hooks:
         return [t.site.name for t in self._taps if t.edits and not t.fired]
 
     def _set(self) -> None:
-        self._door("", self._module)
-        for stack in {t.site.stack.name: t.site.stack for t in self._taps if t.site.stack}.values():
-            module = self._module.get_submodule(self._stacks[stack.name])
+        self._door("", "")
+        for name, path in self._stacks.items():
+            self._door(f"stack {name}", path)
+        for stack in (t.site.stack for t in self._taps if t.site.stack):
             if stack.frames is not None:
+                module = self._module.get_submodule(self._stacks[stack.name])
                 self.moments[f"stack {stack.name}"].frames = partial(stack.frames, module)
-            self._door(f"stack {stack.name}", module)
         groups: dict[tuple[str, str], list[Tap]] = defaultdict(list)
         for tap in self._taps:
             groups[tap.site.place.path, tap.site.place.side].append(tap)
@@ -110,15 +112,32 @@ class Hooks:
         }
         return setters[side]
 
-    def _door(self, name: str, module: nn.Module) -> None:
+    def _door(self, name: str, path: str) -> None:
         """Keep the moment of a stack (of the network, for "") up to date."""
 
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._calls.clear()
+            for key in [k for k in self._calls if not self._inside or k[0].startswith(f"{path}.")]:
+                del self._calls[key]
+            self._inside.append(name)
             self.moments[name].begin(args, kwargs)
             self.moments[name].tell(*self.given)
 
+        def end(*_: Any) -> None:
+            if name in self._inside:  # called even where a hook before `begin` failed
+                self._inside.remove(name)
+
+        module = self._module.get_submodule(path)
         self._handles.append(module.register_forward_pre_hook(begin, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(end, always_call=True))
+
+    def _meant(self, tap: Tap, call: int) -> bool:
+        """Say whether a call of a module is one that the tap is meant for.
+
+        Stacks may share a module (T5's embeddings), so while others run a stack's taps wait.
+        """
+        stack, running = tap.site.stack, [name for name in self._inside if name]
+        own = stack is None or not running or f"stack {stack.name}" in running
+        return own and tap.site.place.call in (None, call)
 
     def _moment(self, tap: Tap) -> Moment:
         stack = tap.site.stack
@@ -136,9 +155,9 @@ class Hooks:
     def _pass(self, taps: list[Tap], call: int, x: Tensor) -> Tensor:
         """Pass a tensor through the taps that this call of the module is meant for."""
         for tap in taps:
-            wanted = tap.site.place.call
-            if wanted in (None, call):
-                x = tap.pass_on(x, self._moment(tap), first=call == 0 or wanted is not None)
+            if self._meant(tap, call):
+                first = call == 0 or tap.site.place.call is not None
+                x = tap.pass_on(x, self._moment(tap), first=first)
                 self._waiting.discard(id(tap))
         return x
 
@@ -261,7 +280,8 @@ def _put(values: Any, chain: Chain, new: Tensor) -> Any:
     item, rest = chain[0], chain[1:]
     inner = _put(_item(values, item), rest, new)
     if isinstance(values, tuple):
-        at = values._fields.index(item) if isinstance(item, str) else item  # type: ignore[attr-defined]
+        old = _item(values, item)
+        at = item if isinstance(item, int) else [v is old for v in values].index(True)
         items = [*values[:at], inner, *values[at + 1 :]]
         return type(values)(*items) if hasattr(values, "_fields") else type(values)(items)
     changed = copy(values)

@@ -81,7 +81,11 @@ class Encoder:
         )
 
     def text(self, texts: Sequence[str], special: bool = True) -> Batch:
-        """Encode texts, padded on the left so that position -1 is each row's last token."""
+        """Encode texts, padded on the left so that position -1 is each row's last token.
+
+        Encoders, whose attention is two-way, are padded on the right instead: their first token
+        stands for the text, and it must stay first.
+        """
         if self._tokenizer is None:
             raise InputError(
                 "text needs a tokenizer and this network has none: "
@@ -143,13 +147,14 @@ class Encoder:
         return self._given((), {name: array})
 
     def _tokens(self, rows: list[list[int]]) -> Batch:
-        """Pad token ids on the left; positions are told where the network can hear them."""
+        """Pad token ids; positions are told where the network can hear them."""
         if not all(rows):
             raise InputError(f"a prompt must have a token, got lengths {[len(r) for r in rows]}")
-        length = max(map(len, rows))
-        pad = self._pad_id()
-        ids = torch.tensor([[pad] * (length - len(r)) + r for r in rows])
-        mask = torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r in rows])
+        ids = torch.full((len(rows), max(map(len, rows))), self._pad_id())
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            own = slice(len(row)) if self._two_way else slice(-len(row), None)
+            ids[i, own], mask[i, own] = torch.tensor(row), 1
         kwargs = {"input_ids": ids, "attention_mask": mask}
         if not mask.all() and self._hears_positions():
             kwargs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
@@ -160,6 +165,13 @@ class Encoder:
         sources = (self._tokenizer, _text_config(self._inner))
         found = (getattr(source, "pad_token_id", None) for source in sources)
         return next((i for i in found if isinstance(i, int) and i >= 0), 0)
+
+    @cached_property
+    def _two_way(self) -> bool:
+        """Say whether the network's attention, if it says so, is never causal."""
+        said = [getattr(m, "is_causal", None) for m in self._module.modules()]
+        known = [causal for causal in said if isinstance(causal, bool)]
+        return bool(known) and not any(known)
 
     def _hears_positions(self) -> bool:
         """Say whether positions are an argument that counts from 0."""

@@ -161,7 +161,7 @@ def _members(index: Index, size: int) -> list[int]:
 def _plain(value: Any) -> Any:
     if isinstance(value, slice):
         return {"slice": [value.start, value.stop, value.step]}
-    return value if isinstance(value, str | int | None) else list(value)
+    return value if isinstance(value, str | int | None) else torch.as_tensor(value).tolist()
 
 
 def from_description(data: dict[str, Any], tensors: dict[str, Tensor]) -> Where:

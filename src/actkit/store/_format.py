@@ -169,8 +169,8 @@ def _check_range(site: str, acts: Tensor, dtype: str) -> None:
 
 def _quantise(site: str, acts: Tensor) -> dict[str, Tensor]:
     """Scale each row so that its largest value becomes 127, and round."""
-    flat_ND = acts.float().flatten(1)
-    most_N = flat_ND.abs().amax(1) if acts.dim() > 1 else flat_ND.abs()[:, 0]
+    flat_ND = acts.float().reshape(len(acts), math.prod(acts.shape[1:]))
+    most_N = flat_ND.abs().amax(1)
     if not bool(most_N.isfinite().all()):
         row = int((~most_N.isfinite()).nonzero()[0])
         raise StoreError(

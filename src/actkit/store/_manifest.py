@@ -140,6 +140,12 @@ def check_size(path: Path, entry: Entry) -> None:
         raise DamagedError(f"{path}: the shard must have {entry.size} bytes, got {size}")
 
 
+def begun(folder: Path) -> bool:
+    """Say whether a folder holds a store with at least its first line."""
+    path = folder / NAME
+    return path.exists() and b"\n" in path.read_bytes()
+
+
 def shard_name(index: int) -> str:
     """Return the file name of a store's shard."""
     return f"shard-{index:05}.safetensors"

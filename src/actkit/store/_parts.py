@@ -24,17 +24,34 @@ def find_parts(folder: Path) -> list[Path]:
     Raises:
         StoreError: A part is missing, or the parts are of different runs.
     """
-    names = {p.name for p in folder.glob("part-*-of-*") if re.fullmatch(r"part-\d+-of-\d+", p.name)}
-    if not names:
+    worlds = _worlds(folder)
+    if not worlds:
         return []
-    worlds = sorted({int(name.rpartition("-")[2]) for name in names})
-    if len(worlds) > 1 or (folder / NAME).exists():
-        kinds = [*(f"{w} parts" for w in worlds), *[NAME] * (folder / NAME).exists()]
-        raise StoreError(f"{folder}: a store is written by one run, got {' and '.join(kinds)}")
-    parts = [part_name(rank, worlds[0]) for rank in range(worlds[0])]
-    if missing := [name for name in parts if name not in names]:
-        raise StoreError(f"{folder}: all {worlds[0]} parts must be there, {missing[0]} is missing")
-    return [folder / name for name in parts]
+    check_alone(folder, min(worlds))
+    parts = [folder / part_name(rank, min(worlds)) for rank in range(min(worlds))]
+    if missing := [part.name for part in parts if not part.exists()]:
+        raise StoreError(f"{folder}: all {len(parts)} parts must be there, {missing[0]} is missing")
+    return parts
+
+
+def check_alone(folder: Path, world: int | None) -> None:
+    """Refuse a folder that holds a store of another number of processes.
+
+    Args:
+        folder: Of the whole store.
+        world: How many processes write or wrote it; None for one without parts.
+    """
+    found = {f"{n} parts" for n in _worlds(folder) if n != world}
+    if world is not None and (folder / NAME).exists():
+        found.add("one without parts")
+    if found:
+        asked = "without parts" if world is None else f"of {world} parts"
+        raise StoreError(f"{folder}: a store {asked} must be alone, got {', '.join(sorted(found))}")
+
+
+def _worlds(folder: Path) -> set[int]:
+    found = (re.fullmatch(r"part-\d+-of-(\d+)", p.name) for p in folder.glob("part-*-of-*"))
+    return {int(match[1]) for match in found if match}
 
 
 def read_manifests(folder: Path) -> list[Manifest]:

@@ -123,7 +123,32 @@ def test_hidden_states_and_attentions_are_the_networks(encoder: tuple[str, Model
 
 
 def test_padding_on_either_side_reads_like_single_prompts(encoder: tuple[str, Model]) -> None:
-    parity.check_padding(encoder[1])
+    name, m = encoder
+    parity.check_padding(m)
+    counts_by_ids = name in ("roberta", "xlm-roberta", "camembert")
+    left = {
+        "input_ids": torch.tensor([[1] * (7 - len(r)) + r for r in parity.ROWS]),
+        "attention_mask": torch.tensor([[0] * (7 - len(r)) + [1] * len(r) for r in parity.ROWS]),
+    }
+    if not counts_by_ids:
+        left["position_ids"] = (left["attention_mask"].cumsum(-1) - 1).clamp_min(0)
+    names = ["z.*", "resid_post.*"]
+    rec, other = m.run(left, names), m.run(parity.ROWS, names)
+    for site in rec:
+        close(rec.flat(site)[0], other.flat(site)[0], 1e-4)
+        assert torch.equal(rec.flat(site)[1].position, other.flat(site)[1].position)
+
+
+@pytest.mark.parametrize(
+    "network", [tf.BertForSequenceClassification, tf.RobertaForSequenceClassification]
+)
+def test_what_is_read_off_the_first_token_is_right_in_a_batch(network: Any) -> None:
+    """The first token stands for the text, so padding must not come before it."""
+    m = Model(randomised(network(network.config_class(num_labels=4, **SIZES))))
+    logits = m.run(parity.ROWS, logits=True).logits
+    assert logits is not None and logits.shape == (3, 4)
+    for row, wanted in zip(parity.ROWS, logits, strict=True):
+        close(m.run([row], logits=True).logits[0], wanted)  # type: ignore[index]
 
 
 def test_edits_act_where_they_say_and_nothing_stays(encoder: tuple[str, Model]) -> None:
@@ -208,7 +233,7 @@ def test_albert_edits_one_call_of_the_shared_block() -> None:
 
 def test_roberta_pads_with_its_own_id_and_knows_its_room() -> None:
     m = Model(randomised(tf.RobertaModel(tf.RobertaConfig(**SIZES))))
-    assert m.encode(parity.ROWS).kwargs["input_ids"][1].tolist() == [1, 1, 1, 1, 7, 7, 30]
+    assert m.encode(parity.ROWS).kwargs["input_ids"][1].tolist() == [7, 7, 30, 1, 1, 1, 1]
     assert m.encode.context_length() == 38
     m.run([[5] * 38], record="resid_post.0")
 

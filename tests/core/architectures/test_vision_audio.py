@@ -216,6 +216,19 @@ def test_clips_text_tower_reads_padded_texts_like_single_ones() -> None:
     parity.check_padding(Model(randomised(tf.CLIPTextModelWithProjection(clip_text()))))
 
 
+@pytest.mark.parametrize("end", [2, 90])
+def test_clip_reads_a_padded_texts_end_where_it_is(end: int) -> None:
+    """CLIP's tokenizer pads with the very token that ends a text; its first place is the end."""
+    config = tf.CLIPTextConfig(
+        projection_dim=11, **{**TEXT, "pad_token_id": 90, "eos_token_id": end}
+    )
+    m = Model(randomised(tf.CLIPTextModelWithProjection(config)))
+    rows = [[5, 17, 3, 88, 90], [7, 30, 90]]
+    both = m.run(rows).output.text_embeds
+    for row, wanted in zip(rows, both, strict=True):
+        close(m.run([row]).output.text_embeds[0], wanted)
+
+
 def clip_text() -> tf.CLIPTextConfig:
     return tf.CLIPTextConfig(projection_dim=11, **TEXT)
 

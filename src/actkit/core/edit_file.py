@@ -1,0 +1,168 @@
+"""Edit files: edits as one safetensors file, whose header says in JSON what they are.
+
+The metadata's entry `actkit_edits` holds the format's version, where the edits come from, and for
+each edit its site, operation, numbers, place and the names of its tensors.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+from math import isfinite
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from actkit import __version__
+from actkit.core.edit import Edit
+from actkit.core.errors import DataError, EditError
+from actkit.core.operations import Add, Affine, Clamp, Operation, ProjectOut, Scale, Set, Swap
+from actkit.core.provenance import stamp
+from actkit.core.where import Where, from_description
+
+if TYPE_CHECKING:
+    from actkit.core.model import Model
+
+FORMAT = 1
+KEY = "actkit_edits"
+_OPERATIONS: dict[str, type[Operation]] = {
+    c.__name__: c for c in (Add, Affine, Clamp, ProjectOut, Scale, Set, Swap)
+}
+
+
+def save_edits(
+    path: str | PathLike[str], edits: Sequence[Edit], model: "Model | None" = None, **about: Any
+) -> None:
+    """Write edits to one file; it appears whole or not at all.
+
+    Args:
+        path: The file; an old one is replaced.
+        edits: Any but `apply`, whose function is code and not data.
+        model: The network that they were fitted on; its name, weight hash and width are kept.
+        about: Anything else worth keeping: `method="caa"`, `seed=0`, the data's hash.
+
+    Raises:
+        EditError: An edit cannot be saved.
+        DataError: The file cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    header = {
+        "format": FORMAT,
+        **_origin(model, about),
+        "edits": [_packed(edit, str(i), tensors) for i, edit in enumerate(edits)],
+    }
+    _write(Path(path), save(tensors, {KEY: json.dumps(header)}))
+
+
+def load_edits(path: str | PathLike[str]) -> list[Edit]:
+    """Read the edits of a file, bit by bit as they were saved.
+
+    Raises:
+        DataError: The file is missing, damaged, newer than this actkit, or holds no edits.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"an edit file must exist, there is none at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = _header(file.metadata() or {}, path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(
+            f"an edit file must be a whole safetensors file: {path}: {error}"
+        ) from error
+    try:
+        return [_unpacked(edit, tensors) for edit in header["edits"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"an edit file must hold whole edits: {path}: {error!r}") from error
+
+
+def _origin(model: "Model | None", about: dict[str, Any]) -> dict[str, Any]:
+    """Return where the edits come from."""
+    if model is None:
+        about = json.loads(json.dumps(about, default=str))
+        return {"actkit": __version__, "settings": about}
+    width = next((s.stack.width for s in model.sites() if s.stack is not None), None)
+    return {**stamp(model, **about), "width": width}
+
+
+def _packed(edit: Edit, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return an edit's header, and put its tensors with the others."""
+    operation, kind = edit.operation, type(edit.operation).__name__
+    if kind not in _OPERATIONS:
+        raise EditError(
+            f"edits are saved as data, and {operation.name} at {edit.site} holds code: "
+            "write it with the other operations, or save the function yourself"
+        )
+    if edit.block is not None:
+        raise EditError(f"an edit of a block of a batch cannot be saved, got {edit.block}")
+    own = operation.tensors()
+    places = {f.name: getattr(edit.where, f.name) for f in fields(Where)}
+    where = {k: v for k, v in places.items() if isinstance(v, Tensor)}
+    tensors |= {f"{name}.{k}": _plain(v) for k, v in own.items()}
+    tensors |= {f"{name}.where.{k}": _plain(v) for k, v in where.items()}
+    values = {f.name: getattr(operation, f.name) for f in fields(operation)}
+    return {
+        "site": edit.site,
+        "operation": kind,
+        "numbers": {k: _number(v) for k, v in values.items() if isinstance(v, int | float)},
+        "tensors": {k: f"{name}.{k}" for k in own},
+        "where": edit.where.described(),
+        "where_tensors": {k: f"{name}.where.{k}" for k in where},
+    }
+
+
+def _unpacked(packed: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
+    if packed["operation"] not in _OPERATIONS:
+        raise ValueError(f"unknown operation {packed['operation']!r}")
+    numbers = {k: float(v) for k, v in packed["numbers"].items()}
+    own = {k: tensors[v] for k, v in packed["tensors"].items()}
+    if broken := [k for k, v in own.items() if not v.isfinite().all()]:
+        raise ValueError(f"{packed['site']} has NaN or infinite values in {', '.join(broken)}")
+    where = {k: tensors[v] for k, v in packed["where_tensors"].items()}
+    operation = _OPERATIONS[packed["operation"]](**numbers, **own)
+    return Edit(packed["site"], operation, from_description(packed["where"], where))
+
+
+def _header(metadata: dict[str, str], path: Any) -> dict[str, Any]:
+    if KEY not in metadata:
+        raise DataError(f"an edit file must be written by save_edits: {path} has no {KEY!r}")
+    try:
+        header: dict[str, Any] = json.loads(metadata[KEY])
+        version, writer = int(header["format"]), header["actkit"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"an edit file's header must be whole: {path}: {error!r}") from error
+    if version > FORMAT:
+        raise DataError(
+            f"this actkit {__version__} reads edit files up to format {FORMAT}: {path} has "
+            f"format {version}, written by actkit {writer}; update actkit"
+        )
+    return header
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write to a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"an edit file must be writable: {path}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a copy that shares nothing, as the file needs it."""
+    return tensor.detach().cpu().clone().contiguous()
+
+
+def _number(value: float) -> float | str:
+    """Return a number for JSON, which knows no infinity."""
+    return value if isfinite(value) else str(value)

@@ -1,0 +1,160 @@
+"""What flows through an unknown decoder while it reads two rows of tokens: the numbers of a check.
+
+Shapes: L blocks, B batch, T tokens, D width.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actkit.core.hooks import Hooks
+from actkit.core.moment import Moment
+from actkit.core.sites import Place, Site
+from actkit.core.taps import Tap
+
+ROWS, LENGTH = 2, 5
+
+
+class Sight:
+    """What went into and came out of a network's modules in one run.
+
+    Watched are the blocks, their children and the maps and activations inside, and outside of the
+    blocks the embeddings and norms.
+
+    Attributes:
+        network: The network.
+        block: Its first block.
+        inner: Modules watched in each block, by their path below it; "" is the block.
+        outer: Modules watched outside of the blocks, by their path.
+        output: What the network returned.
+    """
+
+    def __init__(self, network: nn.Module, blocks: str, number: int) -> None:
+        """Run the network; `blocks` is their path with "{}" where the index goes."""
+        self.network = network
+        self.block = network.get_submodule(blocks.format(0))
+        self._blocks = [blocks.format(i) for i in range(number)]
+        self.inner = {p: m for p, m in self.block.named_modules() if _tells(p, m)}
+        above = f"{blocks.partition('{')[0]}"
+        self.outer = {
+            p: m
+            for p, m in network.named_modules()
+            if not p.startswith(above) and (isinstance(m, nn.Embedding) or is_norm(m))
+        }
+        self._values: dict[str, Tensor] = {}
+        self._flowed: dict[str, tuple[Tensor, int]] = {}
+        known = {path for path, _ in network.named_modules()}
+        paths = [self._path(b, p) for b in self._blocks for p in self.inner]
+        taps = [
+            Tap(Site(f"{p}:{side}", place=Place(p, side)), read=self._keep)
+            for p in (*paths, *self.outer)
+            for side in ("in", "out")
+            if p in known
+        ]
+        self.output = watched(network, taps)
+
+    def __call__(self, path: str, side: str) -> Tensor | None:
+        """Return what flowed at a path of all blocks, (L, B, T, ...); None unless in each."""
+        found = [self._values.get(f"{self._path(b, path)}:{side}") for b in self._blocks]
+        present = [x for x in found if x is not None]
+        if len(present) < len(found) or len({x.shape for x in present}) > 1:
+            return None
+        return torch.stack(present)
+
+    def outside(self, path: str, side: str) -> Tensor | None:
+        """Return what flowed at a path outside of the blocks."""
+        return self._values.get(f"{path}:{side}")
+
+    def fleeting(self, place: Place) -> bool:
+        """Say whether the network overwrote what flowed at a place of any block."""
+        names = [f"{self._path(b, place.path)}:{place.side}" for b in self._blocks]
+        flowed = [self._flowed[n] for n in names if n in self._flowed]
+        return any(x._version != version for x, version in flowed)
+
+    def _keep(self, site: Site, x: Tensor, _: Moment) -> None:
+        self._values[site.name] = x.clone()
+        self._flowed[site.name] = (x, x._version)
+
+    def _path(self, block: str, path: str) -> str:
+        return f"{block}.{path}".rstrip(".")
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Say whether a module is a norm, by the name of its class."""
+    return "norm" in type(module).__name__.lower()
+
+
+def is_map(module: nn.Module) -> bool:
+    """Say whether a module is a linear map, as `nn.Linear` and the `Conv1D` of GPT-2 are."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding)
+
+
+def _tells(path: str, module: nn.Module) -> bool:
+    """Say whether to watch a module of a block: the block, its children, maps and activations."""
+    if isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Dropout | nn.Embedding):
+        return False
+    holds = any(True for _ in (*module.parameters(), *module.buffers()))
+    return "." not in path or is_map(module) or not (holds or [*module.children()])
+
+
+def watched(network: nn.Module, taps: Iterable[Tap]) -> Any:
+    """Let a network read tokens under taps, in evaluation mode; return what it returned."""
+    ids = _tokens(network)
+    with (
+        _evaluating(network),
+        torch.random.fork_rng(devices=[]),
+        torch.no_grad(),
+        Hooks(network, taps, {"": ""}),
+    ):
+        if hasattr(type(network), "base_model_prefix"):
+            return network(input_ids=ids)
+        return network(ids)
+
+
+def _tokens(network: nn.Module) -> Tensor:
+    """Return different token ids, without the one that pads."""
+    sizes = [m.num_embeddings for m in network.modules() if isinstance(m, nn.Embedding)]
+    pad = getattr(getattr(network, "config", None), "pad_token_id", None)
+    words = [i for i in range(max(sizes)) if i != pad]
+    device = next(network.parameters()).device
+    ids = [words[(3 + 7 * i) % len(words)] for i in range(ROWS * LENGTH)]
+    return torch.tensor(ids, device=device).view(ROWS, LENGTH)
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Turn training mode off, and on again where it was on."""
+    training = [m for m in network.modules() if m.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Say whether two tensors are known and hold the same numbers, bit by bit."""
+    return a is not None and b is not None and torch.equal(a, b)
+
+
+def adds_up(total: Tensor | None, *parts: Tensor | None) -> bool:
+    """Say whether a sum is the total up to rounding, and each part but the first matters to it.
+
+    The tolerance is four roundings of each part, entry by entry, so that a part that is scaled,
+    normed or left out is seen in any dtype. In every block (the first axis) some entry of each
+    part must be larger than that; otherwise nothing was checked, and nothing is claimed.
+    """
+    known = [p for p in (total, *parts) if p is not None]
+    if total is None or len(known) <= len(parts) or len({p.shape for p in known}) > 1:
+        return False
+    exact = [p.double() for p in known]
+    bound = 4 * torch.finfo(total.dtype).eps * sum(p.abs() for p in exact)
+    error = (sum(exact[1:]) - exact[0]).abs()
+    seen = [(p.abs() > 8 * bound).flatten(1).any(1).all() for p in exact[2:]]
+    return bool((error <= bound).all() and all(seen))

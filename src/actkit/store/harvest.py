@@ -1,0 +1,231 @@
+"""Harvest: run a corpus through a model and keep what flows at its sites in a store.
+
+Shapes: N rows.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from actkit.core.edit import Edit
+from actkit.core.errors import InputError, StoreError
+from actkit.core.inputs import Batch
+from actkit.core.moment import Moment
+from actkit.core.progress import track
+from actkit.core.provenance import stamp
+from actkit.core.recording import Rows
+from actkit.core.sites import Site
+from actkit.core.stream import batches, flat_rows
+from actkit.store._digest import digest
+from actkit.store._manifest import NAME, Manifest, begun, changed
+from actkit.store._parts import PART, check_alone, part_name
+from actkit.store.reader import Store
+from actkit.store.writer import SHARD_BYTES, StoreWriter
+
+if TYPE_CHECKING:
+    from actkit.core.model import Model
+
+Piece = tuple[dict[str, Tensor], Rows, Any]
+"""(N, ...) activations by site, their (N,) rows, and the cursor behind them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that one harvest depends on; what an engine is given.
+
+    Args:
+        model: The network.
+        data: An iterable of samples or batches, as in `observe`; the same again when resumed.
+        record: Sites or patterns.
+        to: Folder of the store.
+        batch_size: How many samples to run at once.
+        dtype: How activations are stored; see `StoreWriter`.
+        shard_bytes: See `StoreWriter`.
+        edits: Applied in every run.
+    """
+
+    model: "Model"
+    data: Any
+    record: str | Sequence[str]
+    to: Path
+    batch_size: int = 8
+    dtype: str = "bfloat16"
+    shard_bytes: int = SHARD_BYTES
+    edits: Sequence[Edit] = ()
+
+    def sites(self) -> list[Site]:
+        """Return the sites that are meant, each once."""
+        patterns = [self.record] if isinstance(self.record, str) else self.record
+        found = {site.name: site for pattern in patterns for site in self.model.sites(pattern)}
+        if not found:
+            raise StoreError("a harvest records at least one site, got none")
+        return list(found.values())
+
+    def header(self) -> dict[str, Any]:
+        """Return the provenance; the data's hash is None if they can be read only once."""
+        held = isinstance(self.data, str | Sequence | Tensor)
+        data = getattr(self.data, "hash", None) or (digest(self.data) if held else None)
+        edits = digest(list(self.edits)) if self.edits else None
+        return stamp(self.model, data=data, edits=edits, batch_size=self.batch_size)
+
+    def pieces(self, cursor: Any = None, rank: int = 0, world: int = 1) -> Iterator[Piece]:
+        """Run the batches behind a cursor, every `world`-th from `rank` on.
+
+        Raises:
+            StoreError: The data before the cursor are not those that were harvested.
+        """
+        done = cursor or {"batches": 0, "sha256": ""}
+        sites, seen, sha256, num_batches = self.sites(), 0, "", 0
+        for index, group in enumerate(batches(self.data, self.batch_size)):
+            num_batches, sha256 = index + 1, digest([sha256, group])
+            if num_batches == done["batches"]:
+                _check_data(done, sha256)
+            own = index % world == rank and index >= done["batches"]
+            if not own and isinstance(group, list):
+                seen += len(group)
+                continue
+            batch = self.model.encode(group)
+            if own:
+                values, rows = self._run(batch, sites)
+                yield values, rows.shifted(seen), {"batches": num_batches, "sha256": sha256}
+            seen += _num_samples(batch)
+        if num_batches < done["batches"]:
+            raise StoreError(
+                f"data must hold what was harvested, {done['batches']} batches, got {num_batches}"
+            )
+        if not num_batches:
+            raise InputError("data must hold at least one sample, got none")
+
+    def _run(self, batch: Batch, sites: Sequence[Site]) -> tuple[dict[str, Tensor], Rows]:
+        """Run one batch and return each site's valid rows, and what they belong to."""
+        values: dict[str, Tensor] = {}
+        rows: dict[str, Rows] = {}
+
+        def read(site: Site, x: Tensor, moment: Moment) -> None:
+            if site.name in values:
+                raise StoreError(
+                    f"a site is harvested once in a run, {site.name} ran again: "
+                    f"name one call, {site.name}#0"
+                )
+            acts, rows[site.name] = flat_rows(site, x.detach(), moment)
+            # Networks without a table may overwrite in place what they passed on.
+            values[site.name] = acts.clone() if site.stack is None else acts
+
+        self.model.stream(batch, sites, read, self.edits)
+        return values, next(iter(rows.values()))
+
+
+Engine = Callable[[Job], Store]
+
+
+def harvest(
+    model: "Model",
+    data: Any,
+    record: str | Sequence[str],
+    to: str | os.PathLike[str],
+    engine: str = "local",
+    **settings: Any,
+) -> Store:
+    """Record a corpus to disk; called again, it goes on after the last committed shard.
+
+    Args:
+        model: The network.
+        data: As in `observe`.
+        record: Sites or patterns; they must have the same rows.
+        to: Folder of the store.
+        engine: "local", or "torchrun": started by torchrun, each process runs its share of the
+            batches and writes a part of its own, and `Store(to)` reads all parts as one store,
+            by rank. Each process returns the store of its part.
+        settings: batch_size, dtype, shard_bytes, edits; see `Job`.
+
+    Raises:
+        StoreError: An unknown engine; a store begun with other settings, weights or data; the
+            disk failed.
+    """
+    if engine not in ENGINES:
+        raise StoreError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    return ENGINES[engine](Job(model=model, data=data, record=record, to=Path(to), **settings))
+
+
+def write_stream(
+    path: Path,
+    produce: Callable[[Any], Iterable[Piece]],
+    sites: Sequence[str],
+    dtype: str = "bfloat16",
+    header: dict[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Store:
+    """Write all that a stream produces, or what is missing of it.
+
+    Args:
+        path: Folder of the store.
+        produce: Takes the cursor behind which to go on, None at the beginning.
+        sites: What each piece holds; the first piece tells their shapes.
+        dtype: As for `StoreWriter`.
+        header: As for `StoreWriter`.
+        shard_bytes: As for `StoreWriter`.
+    """
+    if begun(path):
+        shapes = Manifest.read(path).head.sites
+        if list(shapes) != list(sites):
+            raise changed("sites", list(shapes), list(sites), path / NAME)
+        with StoreWriter(path, shapes, dtype, header, shard_bytes) as writer:
+            _write(writer, produce(writer.cursor))
+        return Store(path)
+    pieces = iter(produce(None))
+    first = next(pieces, None)
+    if first is None:
+        raise StoreError(f"a store needs rows, got none for {path}")
+    shapes = {site: tuple(first[0][site].shape[1:]) for site in sites}
+    with StoreWriter(path, shapes, dtype, header, shard_bytes) as writer:
+        _write(writer, chain([first], pieces))
+    return Store(path)
+
+
+def _write(writer: StoreWriter, pieces: Iterable[Piece]) -> None:
+    for values, rows, cursor in track(pieces, "harvesting"):
+        writer.append(values, rows, cursor)
+
+
+def _local(job: Job) -> Store:
+    names = [site.name for site in job.sites()]
+    check_alone(job.to, None)
+    return write_stream(job.to, job.pieces, names, job.dtype, job.header(), job.shard_bytes)
+
+
+def _torchrun(job: Job) -> Store:
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        raise StoreError(
+            "engine torchrun needs the environment of torchrun, RANK is not set; "
+            "run: torchrun --nproc-per-node 2 script.py"
+        )
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    check_alone(job.to, world)
+    name = part_name(rank, world)
+    header = {**job.header(), PART: name}
+    names = [site.name for site in job.sites()]
+    produce = partial(job.pieces, rank=rank, world=world)
+    return write_stream(job.to / name, produce, names, job.dtype, header, job.shard_bytes)
+
+
+ENGINES: dict[str, Engine] = {"local": _local, "torchrun": _torchrun}
+"""What runs a job and returns its store, by name."""
+
+
+def _check_data(done: dict[str, Any], sha256: str) -> None:
+    if done["sha256"] != sha256:
+        raise StoreError(
+            f"a store is resumed with the data it was begun with: the first {done['batches']} "
+            f"batches had SHA-256 {done['sha256'][:12]}, got {sha256[:12]}"
+        )
+
+
+def _num_samples(batch: Batch) -> int:
+    values = (*batch.args, *batch.kwargs.values())
+    return next((len(v) for v in values if isinstance(v, Tensor)), 1)
