@@ -23,6 +23,7 @@ from actkit.core.recording import Rows
 from actkit.store import Store, StoreWriter
 from actkit.store import _open_shard as open_shard
 from actkit.store import writer as writer_module
+from actkit.store._manifest import begun
 
 SITES = {"resid_post.3": (5,), "z.1": (2, 3)}
 NUM_PIECES = 400
@@ -86,7 +87,7 @@ def kill_at_random(folder: Path, kills: int) -> dict[str, Any]:
             told += data
         os.close(read)
         told_most = max(told_most, *(int(told[i : i + 8]) for i in range(0, len(told), 8)), 0)
-        if (folder / "manifest.jsonl").exists() and (folder / "manifest.jsonl").read_bytes():
+        if begun(folder):
             found = check(folder)
             assert found >= told_most, f"{told_most} rows were committed, {found} are left"
             assert found >= rows
@@ -96,15 +97,13 @@ def kill_at_random(folder: Path, kills: int) -> dict[str, Any]:
     return {"rows_after_each_kill": moments}
 
 
-def die_at_each_step(folder: Path) -> dict[str, Any]:
+def die_at_each_step(folder: Path, most: int) -> dict[str, Any]:
     """Let a writer die before each of its first system calls in turn, the writes torn in two."""
     steps = 0
-    for step in range(60):
+    for step in range(most):
         child = forked(lambda n=step: (arm(n), write(folder)))
         _, status = os.waitpid(child, 0)
-        if (folder / "manifest.jsonl").exists() and b"\n" in (
-            folder / "manifest.jsonl"
-        ).read_bytes():
+        if begun(folder):
             check(folder)
         steps += os.WEXITSTATUS(status) == 9
     write(folder)
@@ -161,20 +160,16 @@ def same_files(one: Path, other: Path) -> bool:
     )
 
 
-def main() -> None:
-    folder, job = Path(sys.argv[1]), sys.argv[2]
-    if job == "fill_up":
-        found = fill_up(folder / "store")
-    else:
-        write(folder / "whole")
-        jobs = {"kill": lambda f: kill_at_random(f, 40), "steps": die_at_each_step}
-        found = jobs[job](folder / "store")
-        found["rows"] = check(folder / "store")
-        found["same"] = same_files(folder / "store", folder / "whole")
-        found["shards"] = len(list((folder / "whole").glob("shard-*")))
-    sys.stdout.write(json.dumps(found))
+def main(folder: Path) -> dict[str, Any]:
+    write(folder / "whole")
+    found = {"filled": fill_up(folder / "filled")}
+    for name, job in {"killed": kill_at_random, "stepped": die_at_each_step}.items():
+        found[name] = job(folder / name, 40)
+        found[name]["rows"] = check(folder / name)
+        found[name]["same"] = same_files(folder / name, folder / "whole")
+    return found
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # a forked child has no pool of threads to wait for
-    main()
+    sys.stdout.write(json.dumps(main(Path(sys.argv[1]))))

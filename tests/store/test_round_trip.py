@@ -118,7 +118,9 @@ def test_slices_inside_a_shard_are_views_of_the_file(numbered: Callable[..., Pat
     column = store["mlp_out.0"]
     first, later = column[100:9000], column[9990:10_000]
     storage = first.untyped_storage()
-    assert storage.nbytes() > 10_000 * 16 and later.untyped_storage().data_ptr() == storage.data_ptr()
+    assert (
+        storage.nbytes() > 10_000 * 16 and later.untyped_storage().data_ptr() == storage.data_ptr()
+    )
     assert column[10_000:].untyped_storage().data_ptr() != storage.data_ptr()
     across = column[9990:10_010]
     assert across.untyped_storage().nbytes() == 20 * 16

@@ -170,8 +170,8 @@ def clamp(
     where: Where | None = None,
 ) -> Edit:
     """Return an edit that keeps values, or their coordinate along (D,), in [low, high]."""
-    if not low <= high:
-        raise EditError(f"a clamp at {site} needs low <= high, got {low} and {high}")
+    if not (isinstance(low, Real) and isinstance(high, Real) and low <= high):
+        raise EditError(f"a clamp at {site} needs low <= high, got {low!r} and {high!r}")
     if direction is not None:
         direction = _checked(direction, "direction", site)
         if direction.dim() != 1 or not (length := direction.norm()) > 0:
@@ -180,7 +180,7 @@ def clamp(
                 f"got shape {tuple(direction.shape)}"
             )
         direction = direction / length
-    return Edit(site, Clamp(low, high, direction), where or Where())
+    return Edit(site, Clamp(float(low), float(high), direction), where or Where())
 
 
 def affine(

@@ -101,7 +101,7 @@ def _hoyer(size_ND: Tensor) -> Tensor:
     return (root - size_ND.sum(1)[used_N] / l2_N[used_N]) / (root - 1)
 
 
-@method(source="Li et al. 2022, arXiv:2210.06313, section 2; Hoyer 2004, JMLR 5")
+@method(source="Li et al. 2022, arXiv:2210.06313; Hoyer 2004, JMLR 5")
 @final
 @dataclass(eq=False)
 class Sparsity(Reading):

@@ -106,7 +106,7 @@ class _State:
         return values_D.where(values_D > noise, 0)
 
 
-@method(source="Garrido et al. 2023, arXiv:2210.02885, eq. 1; Roy and Vetterli 2007, EUSIPCO")
+@method(source="Garrido et al. 2023, arXiv:2210.02885; Roy and Vetterli 2007, EUSIPCO")
 @final
 @dataclass(eq=False)
 class Spectrum(Reading):

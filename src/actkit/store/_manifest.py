@@ -7,7 +7,8 @@ pass over it and the next writer cuts it off.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,10 @@ class Entry:
     cursor: Any = None
     grid: tuple[int, int] | None = None
 
-    def line(self, head: Head) -> bytes:
-        """Return the shard's line in the manifest."""
-        shared = {"sites": list(head.sites), "dtype": head.dtype, "store": head.store}
-        return _line({**vars(self), **shared})
+    def line(self, head: Head, before: bytes) -> bytes:
+        """Return the shard's line in the manifest, chained by a hash to the line before it."""
+        facts = {**vars(self), "sites": list(head.sites), "dtype": head.dtype}
+        return _line({**facts, "chain": hashlib.sha256(before + _line(facts)).hexdigest()[:16]})
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,14 @@ class Manifest:
         head: The first line.
         entries: The other lines.
         size: Bytes up to the last newline.
+        last: The last line.
     """
 
     folder: Path
     head: Head
-    entries: list[Entry] = field(default_factory=list)
-    size: int = 0
+    entries: list[Entry]
+    size: int
+    last: bytes
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -115,10 +118,23 @@ class Manifest:
         except OSError as error:
             raise StoreError(f"no store at {folder}: {path}: {error.strerror}") from error
         data = data[: data.rfind(b"\n") + 1]
-        first, *others = data.split(b"\n")[:-1] or [b""]
-        head = _head(first, path)
-        entries = [_entry(line, i, head, path) for i, line in enumerate(others)]
-        return cls(folder, head, entries, len(data))
+        lines = [line + b"\n" for line in data.split(b"\n")[:-1]] or [b""]
+        head, entries = _head(lines[0], path), []
+        for index, (before, line) in enumerate(pairwise(lines)):
+            entry = _entry(line)
+            # A line is a function of its facts and of the line before it, so equal bytes mean
+            # that nothing is foreign, lost or changed.
+            if (
+                entry is None
+                or entry.shard != shard_name(index)
+                or entry.line(head, before) != line
+            ):
+                raise DamagedError(
+                    f"{path}, line {index + 2}: not the line that was written for "
+                    f"{shard_name(index)}: {_brief(line)}"
+                )
+            entries.append(entry)
+        return cls(folder, head, entries, len(data), lines[-1])
 
     def check_sizes(self) -> None:
         """Refuse to build on shards that are missing or cut, without reading them.
@@ -152,49 +168,31 @@ def shard_name(index: int) -> str:
 
 
 def _head(line: bytes, path: Path) -> Head:
-    facts = _facts(line, path, 1)
-    if facts.pop("format", None) != FORMAT:
-        raise DamagedError(f"{path}, line 1: a manifest begins with its header, got {_brief(line)}")
-    version = facts.pop("version", None)
-    if isinstance(version, int) and version > VERSION:
-        raise StoreError(
-            f"{path}: this actkit reads stores up to version {VERSION}, got {version}; "
-            "run: pip install -U actkit"
-        )
     try:
+        facts = json.loads(line)
+        known, version = facts["format"] == FORMAT, facts["version"]
+        if known and version > VERSION:
+            raise StoreError(
+                f"{path}: this actkit reads stores up to version {VERSION}, got {version}; "
+                "run: pip install -U actkit"
+            )
         sites = {name: tuple(shape) for name, shape in facts["sites"].items()}
         head = Head(sites, facts["dtype"], facts["shard_bytes"], facts["header"])
-    except (KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         head = None
-    if head is None or head.line() != line + b"\n":
-        raise DamagedError(f"{path}, line 1: the header is not what was written: {_brief(line)}")
+    if head is None or head.line() != line:
+        raise DamagedError(f"{path}, line 1: not the header that was written: {_brief(line)}")
     return head
 
 
-def _entry(line: bytes, index: int, head: Head, path: Path) -> Entry:
-    facts = _facts(line, path, index + 2)
-    own = {k: facts[k] for k in Entry.__dataclass_fields__ if k in facts}
-    try:
-        entry = Entry(**own)
-    except TypeError:
-        entry = None
-    # A writer's line is a function of its facts, so equal bytes mean that nothing is foreign.
-    if entry is None or entry.shard != shard_name(index) or entry.line(head) != line + b"\n":
-        raise DamagedError(
-            f"{path}, line {index + 2}: not the line of {shard_name(index)} of this store: "
-            f"{_brief(line)}"
-        )
-    return entry if entry.grid is None else replace(entry, grid=(entry.grid[0], entry.grid[1]))
-
-
-def _facts(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def _entry(line: bytes) -> Entry | None:
+    """Return what a line says, None if it is not of the right form."""
     try:
         facts = json.loads(line)
-    except ValueError:
-        facts = None
-    if not isinstance(facts, dict):
-        raise DamagedError(f"{path}, line {number}: a line must be JSON, got {_brief(line)}")
-    return facts
+        entry = Entry(**{name: facts[name] for name in Entry.__dataclass_fields__})
+        return replace(entry, grid=entry.grid and (entry.grid[0], entry.grid[1]))
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _line(facts: Mapping[str, Any]) -> bytes:

@@ -55,6 +55,8 @@ def shuffled(shards: Shards, size: int, pool: int | None, seed: int) -> Iterator
 
 def _windows(shards: Shards, pool: int, random: torch.Generator) -> Iterator[Ids]:
     """Yield the ascending rows of the random blocks that are in the pool together."""
+    if not len(shards):
+        return
     firsts = [
         np.arange(a, b, BLOCK) for a, b in zip(shards.bounds, shards.bounds[1:], strict=False)
     ]

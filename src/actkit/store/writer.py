@@ -92,6 +92,7 @@ class StoreWriter:
             self._file.close()
             raise
         self._entries, self._size = manifest.entries, manifest.size
+        self._last = manifest.last
         self._num_shards = len(self._entries)
         self._open: OpenShard | None = None
         self._background = ThreadPoolExecutor(1, "actkit-store")
@@ -234,7 +235,7 @@ class StoreWriter:
 
     def _commit(self, shard: OpenShard) -> None:
         entry = shard.close()
-        line = entry.line(self._head)
+        line = entry.line(self._head, self._last)
         with writing(self.path / NAME):
             try:
                 write_all(self._file, line)
@@ -243,5 +244,5 @@ class StoreWriter:
                 self._file.truncate(self._size)
                 shard.discard()
                 raise
-        self._size += len(line)
+        self._size, self._last = self._size + len(line), line
         self._entries.append(entry)

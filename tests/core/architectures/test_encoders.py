@@ -306,6 +306,36 @@ def test_t5_padding() -> None:
     parity.check_padding(Model(randomised(tf.T5EncoderModel(tf.T5Config(**T5_SIZES)))))
 
 
+def test_t5_decoder_reads_padded_batches_like_single_ones(t5: Model) -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    names = [s.name for s in t5.sites() if s.name.startswith("decoder.")]
+    rec = t5.run({**BOTH, "decoder_attention_mask": mask}, names)
+    one = {"input_ids": torch.tensor([[7, 7, 30]]), "decoder_input_ids": torch.tensor([[0, 33, 2]])}
+    single = t5.run(one, names)
+    for site in t5.sites("decoder.*"):
+        assert torch.equal(rec.rows_of(site.name).valid, mask.bool())
+        x = rec[site.name][1]
+        close(x[:, :3, :3] if "S" in site.axes else x[:3], single[site.name][0], 1e-4)
+
+
+def test_t5_stacks_that_share_one_embedding_module_keep_apart() -> None:
+    """New embeddings are one module in three places, which each stack calls in its turn."""
+    network: Any = T5["t5"]()
+    network.resize_token_embeddings(95)
+    m = Model(randomised(network))
+    assert network.encoder.embed_tokens is network.decoder.embed_tokens
+    for names in (["encoder.embeddings", "decoder.embeddings"], ["decoder.embeddings"]):
+        rec = m.run(BOTH, names)
+        for name in names:
+            ids = BOTH["input_ids" if name.startswith("encoder") else "decoder_input_ids"]
+            assert torch.equal(rec[name], network.shared(ids).detach())
+    sites = ["encoder.resid_pre.0", "decoder.resid_pre.0"]
+    plain = m.run(BOTH, sites)
+    moved = m.run(BOTH, sites, [ak.add("decoder.embeddings", torch.ones(24))])
+    assert torch.equal(plain[sites[0]], moved[sites[0]])
+    close(plain[sites[1]] + 1, moved[sites[1]])
+
+
 def test_t5_runs_the_encoder_alone_and_lacks_no_more_than_it_must(t5: Model) -> None:
     rec = t5.run(parity.ROWS, record="encoder.resid_post.2")
     assert rec.rows.valid.sum(1).tolist() == [7, 3, 5]

@@ -152,6 +152,25 @@ def test_what_is_added_is_right_while_training_too() -> None:
             close(rec[f"resid_mid.{i}"] + rec[f"mlp_out.{i}"], rec[f"resid_post.{i}"])
 
 
+def test_gradients_pass_through_an_edit_of_the_shared_stream() -> None:
+    """What an edit keeps for its gradient must not be overwritten when it is written back."""
+    m = Model(randomised(tf.ViTModel(vit())).double())
+    direction = tiny.uneven(24, dtype=torch.float64)
+
+    def loss(factor: Tensor, grad: bool = False) -> Tensor:
+        edit = ak.scale("resid_mid.1", factor)
+        rec = m.run(pixels().double(), "resid_post.3", [edit], grad=grad)
+        return (rec["resid_post.3"] @ direction).sum()
+
+    factor = torch.linspace(0.5, 1.5, 24, dtype=torch.float64).requires_grad_()
+    loss(factor, grad=True).backward()
+    assert factor.grad is not None
+    step = torch.linspace(-1.0, 2.0, 24, dtype=torch.float64) * 1e-5
+    with torch.no_grad():
+        wanted = (loss(factor + step) - loss(factor - step)) / 2
+    close(factor.grad @ step * 1e5, wanted * 1e5, 1e-6)
+
+
 # -- CLIP ----------------------------------------------------------------------------------------
 
 
