@@ -29,7 +29,7 @@ check: $(INSTALLED) ## format, lint and types
 evidence: $(INSTALLED) ## measure all papers, write docs/evidence.*; TESTS=tests/read for a part
 	rm -rf build/evidence && mkdir -p build/evidence
 	status=0; OMP_NUM_THREADS=1 $(BIN)/pytest -m paper -n $(JOBS) --dist worksteal \
-		--evidence build/evidence $(TESTS) || status=$$?; \
+		--evidence=build/evidence $(or $(TESTS),tests) || status=$$?; \
 	$(BIN)/python -m actkit.evidence build/evidence $(if $(TESTS),--keep); \
 	exit $$status
 

@@ -1,6 +1,6 @@
 """The mark `paper`, the fixture `evidence`, and the records that `make evidence` reads.
 
-A marked test must record at least one figure. With `--evidence DIR` each process writes one JSON
+A marked test must record at least one figure. With `--evidence=DIR` each process writes one JSON
 line per marked test into its own file in DIR, so parallel workers never meet in one.
 """
 

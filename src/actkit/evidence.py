@@ -2,7 +2,7 @@
 
     python -m actkit.evidence [RECORDS] [--docs docs] [--keep]
 
-RECORDS is a folder of JSON lines, one per marked test, as `pytest --evidence RECORDS` writes it.
+RECORDS is a folder of JSON lines, one per marked test, as `pytest --evidence=RECORDS` writes it.
 Without it only `evidence.md` is written again, from `evidence.json`.
 """
 
@@ -35,7 +35,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         DataError: There is no such folder, or a line is no record.
     """
     if not folder.is_dir():
-        raise DataError(f"records must be a folder that pytest --evidence wrote, got {folder}")
+        raise DataError(f"records must be a folder that pytest --evidence=... wrote, got {folder}")
     found = []
     for path in sorted(folder.glob("*.jsonl")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -75,7 +75,7 @@ def to_markdown(table: dict[str, Standing], measured_with: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write both tables; see the top of the file."""
     parser = argparse.ArgumentParser(prog="python -m actkit.evidence")
-    parser.add_argument("records", type=Path, nargs="?", help="what pytest --evidence wrote")
+    parser.add_argument("records", type=Path, nargs="?", help="what pytest --evidence=... wrote")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the tables are")
     parser.add_argument("--keep", action="store_true", help="keep papers that were not run")
     given = parser.parse_args(arguments)

@@ -79,7 +79,11 @@ class Figure:
 
     def __str__(self) -> str:
         """Return for example `gap over random direction 0.31 (>= 0.2)`."""
-        number = "not finite" if self.measured is None else f"{self.measured:.4g}"
+        number = "not finite"
+        if self.measured is not None:
+            number = (
+                f"{self.measured:,.0f}" if abs(self.measured) >= 1e4 else f"{self.measured:.4g}"
+            )
         return f"{self.what} {number} ({self.bound})"
 
 

@@ -132,6 +132,7 @@ def test_opens_the_same_network_and_tokenizer(plain: Path) -> None:
     first = load_gguf(plain, Options())
     assert torch.equal(logits(first.module), logits(network()))
     assert first.name == "tiny-1.0.F32"
+    assert "quantization_config" not in (copy_of(plain) / "config.json").read_text()
     assert not first.module.training
     assert first.tokenizer("abc ab.").input_ids == [28, 29, 27, 31]  # by hand: abc, Ġ, ab, .
     again = load_gguf(plain, Options())
@@ -227,29 +228,39 @@ def test_what_a_killed_process_left_is_cleared(plain: Path) -> None:
     folder = copy_of(plain)
     partial = folder.rename(folder.with_suffix(".partial"))
     flip(partial / "model.safetensors")
+    (partial / "stray.bin").touch()
     assert torch.equal(logits(load_gguf(plain, Options()).module), logits(network()))
-    assert not partial.exists()
+    assert not partial.exists() and not (copy_of(plain) / "stray.bin").exists()
 
 
 CHILD = """
-import sys, torch
+import sys
 from pathlib import Path
-from actkit.core.gguf import load_gguf
+from actkit.core import gguf
 from actkit.core.pretrained import Options
 from actkit.core.provenance import weight_hash
-print(weight_hash(load_gguf(Path(sys.argv[1]), Options()).module))
+builds, build = [], gguf._build
+gguf._build = lambda *given: builds.append(build(*given))
+import transformers.models.llama.modeling_llama
+print("ready", flush=True)
+sys.stdin.readline()
+print(weight_hash(gguf.load_gguf(Path(sys.argv[1]), Options()).module), len(builds))
 """
 
 
 @pytest.mark.slow
 def test_processes_at_once_build_one_whole_copy(plain: Path, cache: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", CHILD, str(plain)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    children = [subprocess.Popen(command, **pipes) for _ in range(3)]
-    outputs = [child.communicate(timeout=100) for child in children]
-    assert [child.returncode for child in children] == [0, 0, 0], outputs
-    assert len({out for out, _ in outputs}) == 1
+    pipe = subprocess.PIPE
+    children = [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(3)
+    ]
+    for child in children:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+    outputs = [child.communicate("go\n", timeout=100) for child in children]
     assert [err for _, err in outputs] == ["", "", ""]
+    hashes, builds = zip(*(out.split() for out, _ in outputs), strict=True)
+    assert len(set(hashes)) == 1 and sorted(builds) == ["0", "0", "1"]
     assert len(copies(cache)) == 1
     assert torch.equal(logits(load_gguf(plain, Options()).module), logits(network()))
 

@@ -49,15 +49,12 @@ def test_unknown_paths_swap_nothing() -> None:
     own = net()
     with tiny.untouched(own):
         with pytest.raises(SiteError, match=r"no module at '1\.7' to replace"):
-            with replaced(own, {"0": nn.Identity(), "1.7": nn.Identity()}):
-                pass
+            replaced(own, {"0": nn.Identity(), "1.7": nn.Identity()}).__enter__()
         with pytest.raises(SiteError, match="only submodules can be replaced"):
-            with replaced(own, {"0": nn.Identity(), "": nn.Identity()}):
-                pass
+            replaced(own, {"0": nn.Identity(), "": nn.Identity()}).__enter__()
 
 
 def test_a_stand_in_that_is_no_module_leaves_all_as_it_was() -> None:
     own = net()
     with tiny.untouched(own), pytest.raises(TypeError):
-        with replaced(own, {"1.1": nn.Identity(), "0": "identity"}):  # type: ignore[dict-item]
-            pass
+        replaced(own, {"1.1": nn.Identity(), "0": "x"}).__enter__()  # type: ignore[dict-item]

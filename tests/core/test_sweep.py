@@ -47,7 +47,7 @@ def variants(m: Model) -> list[list[Edit]]:
         [ak.swap("z.1", other, ak.Where(heads=[1, 4], rows=[0]))],
         [ak.scale(SITE, 0.0, ak.Where(tokens=MASK_BT))],
         [ak.scale("attn_probs.1.2", 0.0)],
-        [ak.apply(SITE, lambda x: x.flip(0))],
+        [ak.apply(SITE, lambda x: x * torch.arange(1, len(x) + 1)[:, None, None])],
         [ak.clamp("k.0", -0.1, 0.1), ak.affine("z.0.1", torch.eye(8) * 0.5)],
     ]
 

@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests import contract
-from tests.contract import acts, probs, rows
-from tests.core import tiny
 from torch import Tensor, nn
 
 from actkit.catalog import Entry, methods
 from actkit.core.errors import InputError
 from actkit.core.model import Model
 from actkit.read._base import Reading
+from tests import contract
+from tests.contract import acts, probs, rows
+from tests.core import tiny
 
 NUM = 37
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -13,15 +13,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from actkit.core.errors import StoreError
 from actkit.core.recording import Rows
-from actkit.store import Store, StoreWriter
-from actkit.store import _open_shard as open_shard
+from actkit.store import Store, StoreWriter, _disk, _open_shard
 from actkit.store import writer as writer_module
 from actkit.store._manifest import begun
 
@@ -46,6 +47,10 @@ def write(folder: Path, tell: Callable[[int], object] = lambda _: None) -> None:
         for index in range(writer.cursor or 0, NUM_PIECES):
             writer.append(*piece(index), cursor=index + 1)
             tell(writer.num_rows)
+
+
+def tell(handle: int, num_rows: int) -> None:
+    os.write(handle, b"%8d" % num_rows)
 
 
 def check(folder: Path) -> int:
@@ -76,9 +81,9 @@ def kill_at_random(folder: Path, kills: int) -> dict[str, Any]:
     """Kill writers at random moments until `kills` are done, then let one finish."""
     dice, rows, told_most, moments = random.Random(0), 0, 0, []
     for _ in range(kills):
-        read, write_end = os.pipe()
-        child = forked(lambda: write(folder, lambda n: os.write(write_end, b"%8d" % n)))
-        os.close(write_end)
+        read, told_to = os.pipe()
+        child = forked(partial(write, folder, partial(tell, told_to)))
+        os.close(told_to)
         time.sleep(dice.uniform(0.0, 0.06))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -101,7 +106,7 @@ def die_at_each_step(folder: Path, most: int) -> dict[str, Any]:
     """Let a writer die before each of its first system calls in turn, the writes torn in two."""
     steps = 0
     for step in range(most):
-        child = forked(lambda n=step: (arm(n), write(folder)))
+        child = forked(partial(die, folder, step))
         _, status = os.waitpid(child, 0)
         if begun(folder):
             check(folder)
@@ -110,8 +115,8 @@ def die_at_each_step(folder: Path, most: int) -> dict[str, Any]:
     return {"steps": steps}
 
 
-def arm(steps: int) -> None:
-    """Make this process die at a step of writing; half of the bytes are written if it is one."""
+def die(folder: Path, steps: int) -> None:
+    """Write until a step; die there, with half of the bytes written if it is a write."""
     left = [steps]
 
     def counted(call: Callable[..., Any], torn: bool = False) -> Callable[..., Any]:
@@ -126,12 +131,15 @@ def arm(steps: int) -> None:
 
         return step
 
-    write_all = open_shard.write_all
-    open_shard.write_all = counted(write_all, torn=True)  # type: ignore[assignment]
-    writer_module.write_all = counted(write_all, torn=True)  # type: ignore[attr-defined]
-    os.fsync = counted(os.fsync)  # type: ignore[assignment]
-    Path.rename = counted(Path.rename)  # type: ignore[method-assign]
-    Path.unlink = counted(Path.unlink)  # type: ignore[method-assign]
+    torn = counted(_disk.write_all, torn=True)
+    with (
+        patch.object(_open_shard, "write_all", torn),
+        patch.object(writer_module, "write_all", torn),
+        patch.object(os, "fsync", counted(os.fsync)),
+        patch.object(Path, "rename", counted(Path.rename)),
+        patch.object(Path, "unlink", counted(Path.unlink)),
+    ):
+        write(folder)
 
 
 def fill_up(folder: Path) -> dict[str, Any]:

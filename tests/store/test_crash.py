@@ -10,19 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from actkit.core.errors import StoreError
+from actkit.core.recording import Rows
 from actkit.store import Store, StoreWriter
 
+Piece = tuple[dict[str, Tensor], Rows]
 SITES = {"resid_post.10": (7,), "z.3": (3, 5), "norm:out": ()}
 NUM_ROWS = sum((i * 7) % 13 + 1 for i in range(400))
+
+
+def write(folder: Path, pieces: list[Piece]) -> None:
+    with StoreWriter(folder, SITES, "float32", shard_bytes=1000) as writer:
+        for index in range(writer.cursor or 0, len(pieces)):
+            writer.append(*pieces[index], cursor=index + 1)
 
 
 @pytest.fixture(scope="module")
 def crashed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What crash.py found; one process does it all, since importing torch takes longest."""
     script, folder = Path(__file__).with_name("crash.py"), tmp_path_factory.mktemp("crash")
-    command = [sys.executable, script, folder]
+    command = [sys.executable, str(script), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -50,7 +59,7 @@ def test_a_file_that_may_not_grow(crashed: dict[str, Any]) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_while_rows_are_written(
-    tmp_path: Path, pieces: Callable[..., list[Any]]
+    tmp_path: Path, pieces: Callable[..., list[Piece]]
 ) -> None:
     one, two = pieces(2)
     writer = StoreWriter(tmp_path, SITES, "float32", shard_bytes=1)
@@ -71,46 +80,49 @@ def test_a_full_disk_while_rows_are_written(
 
 @pytest.mark.parametrize("failing", [1, 2, 3])
 def test_a_full_disk_while_a_shard_is_committed(
-    failing: int, tmp_path: Path, pieces: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+    failing: int,
+    tmp_path: Path,
+    pieces: Callable[..., list[Piece]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = pieces(12)
-    with StoreWriter(tmp_path / "whole", SITES, "float32", shard_bytes=1000) as writer:
-        for index, piece in enumerate(given):
-            writer.append(*piece, cursor=index + 1)
+    write(tmp_path / "whole", given)
     calls, sync = 0, os.fsync
 
     def full(handle: int) -> None:
         nonlocal calls
         calls += 1
-        if calls == 3 + failing:  # of the second shard: the file, its folder, the manifest
+        # The new manifest takes 3, a shard takes 3: the file, its folder, the manifest.
+        if calls == 6 + failing:
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(handle)
 
-    writer = StoreWriter(tmp_path / "store", SITES, "float32", shard_bytes=1000)
     monkeypatch.setattr(os, "fsync", full)
     name = "manifest.jsonl" if failing == 3 else "shard-00001.safetensors.tmp"
-    with pytest.raises(StoreError, match=f"cannot write .*{name}: No space left"), writer:
-        for index, piece in enumerate(given):
-            writer.append(*piece, cursor=index + 1)
+    with pytest.raises(StoreError, match=f"cannot write .*{name}: No space left"):
+        write(tmp_path / "store", given)
     names = sorted(p.name for p in (tmp_path / "store").iterdir())
     assert names == ["manifest.jsonl", "shard-00000.safetensors"]
     Store(tmp_path / "store").verify()
-    with StoreWriter(tmp_path / "store", SITES, "float32", shard_bytes=1000) as writer:
-        for index in range(writer.cursor, len(given)):
-            writer.append(*given[index], cursor=index + 1)
+    write(tmp_path / "store", given)
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "store" / path.name).read_bytes()
 
 
 def test_an_error_in_the_block_discards_the_open_shard(
-    tmp_path: Path, pieces: Callable[..., list[Any]]
+    tmp_path: Path, pieces: Callable[..., list[Piece]]
 ) -> None:
     given = pieces(9)
-    with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path, SITES, "float32") as writer:
-        writer.append(*given[0], cursor="first")
-        writer.commit()
-        writer.append(*given[1])
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with StoreWriter(tmp_path, SITES, "float32") as writer:
+            writer.append(*given[0], cursor="first")
+            writer.commit()
+            writer.append(*given[1])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "manifest.jsonl",
         "shard-00000.safetensors",
@@ -133,7 +145,7 @@ def test_leftovers_are_removed_and_a_torn_line_is_cut_off(written: Path) -> None
 def test_a_store_has_one_writer(written: Path) -> None:
     with (
         StoreWriter(written, SITES, "float32", {"seed": 3}, 2000),
-        pytest.raises(StoreError, match="one writer at a time, .* is being written"),
+        pytest.raises(StoreError, match=r"one writer at a time, .* is being written"),
     ):
         StoreWriter(written, SITES, "float32", {"seed": 3}, 2000)
 
@@ -155,7 +167,12 @@ def test_other_settings_are_no_resumption(
     changed: dict[str, Any], rule: str, written: Path
 ) -> None:
     before = (written / "manifest.jsonl").read_bytes()
-    settings = {"sites": SITES, "dtype": "float32", "header": {"seed": 3}, "shard_bytes": 2000}
+    settings: dict[str, Any] = {
+        "sites": SITES,
+        "dtype": "float32",
+        "header": {"seed": 3},
+        "shard_bytes": 2000,
+    }
     with pytest.raises(StoreError, match=rule):
         StoreWriter(written, **{**settings, **changed})
     assert (written / "manifest.jsonl").read_bytes() == before

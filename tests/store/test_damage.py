@@ -142,7 +142,7 @@ def test_the_manifest_of_another_store(
     with pytest.raises(DamagedError, match=r"manifest.jsonl, line 4: .* for shard-00002"):
         Store(written)
     manifest.write_bytes(other)
-    with pytest.raises(DamagedError, match="shard-00000.* the head is not of"):
+    with pytest.raises(DamagedError, match=r"shard-00000.* the head is not of"):
         Store(written)["z.3"][0]
 
 

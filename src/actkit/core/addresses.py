@@ -145,7 +145,7 @@ class Addresses:
             raise SiteError(self._unknown(name)) from error
         items = tuple(int(i) if i.isdigit() else i for i in match["items"].split(".")[1:])
         call = None if match["call"] is None else int(match["call"])
-        place = Place(match["path"], match["side"], items, call=call)
+        place = Place(match["path"], match["side"], items, call=call, fleeting=True)
         return Site(name, None, name, place=place)
 
     def _modules(self, pattern: str) -> list[Site]:

@@ -94,7 +94,7 @@ class Model:
         rows: dict[str, Rows] = {}
 
         def keep(site: Site, x: Tensor, moment: Moment) -> None:
-            values[site.name] = x if grad else _kept(site, x.detach())
+            values[site.name] = x if grad else x.detach()
             rows[site.name] = rows_at(site, x, moment)
 
         batch = self.encode(inputs)
@@ -281,11 +281,6 @@ def rows_at(site: Site, x: Tensor, moment: Moment) -> Rows:
     shape = rows_first(x, axes).shape
     tokens = x.shape[-2] if axes == "BTS" else shape[1]
     return moment.rows(shape[0], tokens)
-
-
-def _kept(site: Site, x: Tensor) -> Tensor:
-    """Copy what the network may overwrite in place, as networks without a table do."""
-    return x.clone() if site.stack is None else x
 
 
 def _token_rows(batch: Batch) -> Rows | None:

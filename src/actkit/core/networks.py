@@ -3,6 +3,7 @@
 `find` looks below wrappers (PEFT, a user's own module) for the network of transformers inside.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,10 @@ from torch import nn
 
 from actkit.core.architectures import tables
 from actkit.core.sites import Site, Stack, stack_sites
+from actkit.core.structure import found_stack
+
+REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+"""What a network of which nothing is known may raise when it is handed two rows of tokens."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ def find(module: nn.Module) -> Network:
     base = f"{path}." if path else ""
     base += f"{prefix}." if prefix and hasattr(inner, prefix) else ""
     if table is None:
-        return Network()
+        return _by_structure(inner, f"{path}." if path else "")
     stacks = [s for s in table(config) if _present(module, f"{base}{s.root}".rstrip("."), s)]
     if not stacks:
         return Network()
@@ -50,6 +55,60 @@ def find(module: nn.Module) -> Network:
     roots = {s.name: f"{base}{s.root}".rstrip(".") for s in stacks}
     prefixes = tuple(s.alias for s in stacks if s.alias)
     return Network(sites, roots, prefixes, f"points from the table of {config.model_type}")
+
+
+def _by_structure(network: nn.Module, base: str) -> Network:
+    """Return what a network without a table shows of its structure when it reads tokens."""
+    lists = _block_lists(network)
+    if not lists or not _takes_tokens(network):
+        return Network()
+    path = max(lists, key=lambda p: len(lists[p]))
+    number, kind = len(lists[path]), type(lists[path][0]).__name__
+    try:
+        stack = found_stack(network, f"{path}.{{}}", number)
+    except REFUSALS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return Network(note=f"{Network.note}; found no points by structure: {reason}")
+    sites = tuple(stack_sites(stack, base))
+    points = ", ".join(dict.fromkeys(s.name.partition(".")[0] for s in sites if not s.refused))
+    note = f"found by structure: {number} blocks of {kind} at {base}{path} with {points}"
+    return Network(sites, {"": base.rstrip(".")}, (), note)
+
+
+def _block_lists(network: nn.Module) -> dict[str, nn.ModuleList]:
+    """Return the lists of blocks of one class, outermost ones only, by path.
+
+    In a network of several kinds of inputs only those of its language model are looked at.
+    """
+    config: Any = getattr(network, "config", None)
+    reader = getattr(config, "get_text_config", None)
+    text = reader() if callable(reader) else config
+    own = (p for p, m in network.named_modules() if getattr(m, "config", None) is text)
+    start, found = next(own, ""), dict[str, nn.ModuleList]()
+    for path, module in network.get_submodule(start).named_modules(prefix=start):
+        inside = any(path.startswith(f"{p}.") for p in found)
+        if isinstance(module, nn.ModuleList) and not inside and _are_blocks(module):
+            found[path] = module
+    return found
+
+
+def _are_blocks(modules: nn.ModuleList) -> bool:
+    """Say whether a list holds modules of one class that have children."""
+    return len({type(m) for m in modules}) == 1 and any(True for _ in modules[0].children())
+
+
+def _takes_tokens(network: Any) -> bool:
+    """Say whether a network is made to be called with token ids and nothing else."""
+    if getattr(getattr(network, "config", None), "is_encoder_decoder", False):
+        return False
+    if hasattr(type(network), "base_model_prefix"):
+        return bool(network.main_input_name == "input_ids")
+    needed = [
+        p
+        for p in inspect.signature(network.forward).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(needed) == 1 and any(isinstance(m, nn.Embedding) for m in network.modules())
 
 
 def _present(module: nn.Module, root: str, stack: Stack) -> bool:

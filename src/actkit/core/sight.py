@@ -27,34 +27,32 @@ class Sight:
     Attributes:
         network: The network.
         block: Its first block.
-        inner: Modules watched in each block, by their path below it; "" is the block.
-        outer: Modules watched outside of the blocks, by their path.
+        children: The block's own children, without dropouts.
+        outer: Embeddings and norms outside of the blocks, by their path.
+        ids: The tokens that it read.
         output: What the network returned.
     """
 
     def __init__(self, network: nn.Module, blocks: str, number: int) -> None:
         """Run the network; `blocks` is their path with "{}" where the index goes."""
-        self.network = network
+        self.network, self.ids = network, tokens(network)
         self.block = network.get_submodule(blocks.format(0))
         self._blocks = [blocks.format(i) for i in range(number)]
-        self.inner = {p: m for p, m in self.block.named_modules() if _tells(p, m)}
-        above = f"{blocks.partition('{')[0]}"
+        self._inner = {p: m for p, m in self.block.named_modules() if _tells(p, m)}
+        self.children = {p: m for p, m in self._inner.items() if p and "." not in p}
         self.outer = {
             p: m
             for p, m in network.named_modules()
-            if not p.startswith(above) and (isinstance(m, nn.Embedding) or is_norm(m))
+            if not p.startswith(blocks.partition("{")[0])
+            and (isinstance(m, nn.Embedding) or is_norm(m))
         }
         self._values: dict[str, Tensor] = {}
         self._flowed: dict[str, tuple[Tensor, int]] = {}
         known = {path for path, _ in network.named_modules()}
-        paths = [self._path(b, p) for b in self._blocks for p in self.inner]
-        taps = [
-            Tap(Site(f"{p}:{side}", place=Place(p, side)), read=self._keep)
-            for p in (*paths, *self.outer)
-            for side in ("in", "out")
-            if p in known
-        ]
-        self.output = watched(network, taps)
+        inside = (self._path(b, p) for b in self._blocks for p in self._inner)
+        paths = [p for p in (*inside, *self.outer) if p in known]
+        sites = [Site(f"{p}:{s}", place=Place(p, s)) for p in paths for s in ("in", "out")]
+        self.output = watched(network, [Tap(s, read=self._keep) for s in sites])
 
     def __call__(self, path: str, side: str) -> Tensor | None:
         """Return what flowed at a path of all blocks, (L, B, T, ...); None unless in each."""
@@ -63,6 +61,36 @@ class Sight:
         if len(present) < len(found) or len({x.shape for x in present}) > 1:
             return None
         return torch.stack(present)
+
+    def width(self, path: str, side: str) -> int:
+        """Return the width of what flowed at a path of all blocks, 0 if nothing did."""
+        x = self(path, side)
+        return 0 if x is None else x.shape[-1]
+
+    def maps(self, child: str) -> list[str]:
+        """Return the paths of the linear maps below a child of the block; none for ""."""
+        below = [p for p, m in self._inner.items() if is_map(m)]
+        return [p for p in below if child and p.startswith(f"{child}.")]
+
+    def activations(self, child: str) -> list[nn.Module]:
+        """Return the modules without weights below a child of the block."""
+        below = {p: m for p, m in self._inner.items() if p.startswith(f"{child}.")}
+        return [m for m in below.values() if not [*m.parameters()]]
+
+    def logits(self, words: int) -> tuple[tuple[int | str, ...], Tensor | None]:
+        """Return the way to the logits in the output, and the logits; None if there are none.
+
+        What goes by no name must have one entry for each of the words that have embeddings.
+        """
+        named = getattr(self.output, "logits", None)
+        first = self.output[0] if isinstance(self.output, tuple) else None
+        ways: list[tuple[tuple[int | str, ...], Any]] = [(("logits",), named)]
+        ways += [((), self.output), ((0,), first)]
+        for way, x in ways:
+            fits = isinstance(x, Tensor) and x.dim() == 3 and x.shape[:2] == self.ids.shape
+            if fits and (way == ("logits",) or x.shape[2] == words):
+                return way, x
+        return (), None
 
     def outside(self, path: str, side: str) -> Tensor | None:
         """Return what flowed at a path outside of the blocks."""
@@ -103,7 +131,7 @@ def _tells(path: str, module: nn.Module) -> bool:
 
 def watched(network: nn.Module, taps: Iterable[Tap]) -> Any:
     """Let a network read tokens under taps, in evaluation mode; return what it returned."""
-    ids = _tokens(network)
+    ids = tokens(network)
     with (
         _evaluating(network),
         torch.random.fork_rng(devices=[]),
@@ -115,7 +143,7 @@ def watched(network: nn.Module, taps: Iterable[Tap]) -> Any:
         return network(ids)
 
 
-def _tokens(network: nn.Module) -> Tensor:
+def tokens(network: nn.Module) -> Tensor:
     """Return different token ids, without the one that pads."""
     sizes = [m.num_embeddings for m in network.modules() if isinstance(m, nn.Embedding)]
     pad = getattr(getattr(network, "config", None), "pad_token_id", None)

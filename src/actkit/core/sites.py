@@ -55,6 +55,7 @@ class Place:
         layout: The view.
         shared: The tensor is also the residual stream itself, so an edit writes into it.
         call: Which call of the module in one forward pass; None is every call.
+        fleeting: The network overwrites the tensor later, so a reading is a copy.
     """
 
     path: str
@@ -63,6 +64,7 @@ class Place:
     layout: Layout = PLAIN
     shared: bool = False
     call: int | None = None
+    fleeting: bool = False
 
 
 def out(path: str, *item: int | str, **view: Any) -> Place:

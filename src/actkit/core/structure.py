@@ -10,7 +10,7 @@ Shapes: L blocks, B batch, T tokens, D width.
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations, product
 from typing import Any
@@ -18,15 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actkit.core.edit import Edit, add, apply
-from actkit.core.sight import Sight, adds_up, is_map, is_norm, same, watched
-from actkit.core.sites import POINTS, Place, Stack, into, out, stack_sites
+from actkit.core.edit import add, apply
+from actkit.core.moment import Moment
+from actkit.core.sight import Sight, adds_up, is_norm, same, watched
+from actkit.core.sites import POINTS, Place, Site, Stack, into, out, stack_sites
 from actkit.core.taps import Tap
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 MLP = re.compile(r"mlp|ffn|feed_?forward|moe|^ff$", re.IGNORECASE)
 OTHERS = re.compile(r"norm|dropout|embedding", re.IGNORECASE)
-HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
+HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "heads")
 PROJECTIONS = {
     "q": ("q_proj", "q", "wq", "query", "q_lin", "to_q"),
     "k": ("k_proj", "k", "wk", "key", "k_lin", "to_k"),
@@ -41,15 +42,15 @@ NONLINEAR: tuple[Callable[[Tensor], Tensor], ...] = (
     torch.sigmoid,
     torch.tanh,
 )
+NO_SUM = "what attention and MLP returned did not add up to what the block returned"
 REASONS = {
     "embeddings": "no embedding of the token ids was seen",
-    **dict.fromkeys(("attn_in", "mlp_in"), "the projections did not read what their module reads"),
-    **dict.fromkeys("qkvz", "no map of it was found that fits the number of heads in the config"),
+    **dict.fromkeys(("attn_in", "mlp_in"), "no map inside read what the module as a whole read"),
+    **dict.fromkeys("qkvz", "no map of it was seen that fits the number of heads in the config"),
     **dict.fromkeys(("attn_scores", "attn_probs"), "attention is computed where it cannot be read"),
-    "attn_out": "what attention and MLP returned did not add up to what the block returned",
-    "mlp_out": "what attention and MLP returned did not add up to what the block returned",
+    **dict.fromkeys(("attn_out", "mlp_out"), NO_SUM),
     "resid_mid": "no module received the stream after attention as such",
-    **dict.fromkeys(("mlp_pre", "mlp_gate", "mlp_hidden"), "its maps could not be told apart"),
+    **dict.fromkeys(("mlp_pre", "mlp_gate", "mlp_hidden"), "no map in the MLP was seen to be it"),
     "final_norm": "no norm of the last block's output was seen",
     "logits": "the network returned no logits for each token",
 }
@@ -67,12 +68,14 @@ def found_stack(network: nn.Module, blocks: str, number: int) -> Stack:
     Raises:
         ValueError: The blocks hand on no (B, T, D) stream from one to the next.
     """
-    proposed = Proposal(Sight(network, blocks, number))
-    stack = Stack(blocks, number, places=proposed.places, **proposed.sizes)
-    stack = _without(stack, _contradicted(network, stack))
-    if stack.attention and not _explicit_form_agrees(network, stack, proposed.after):
+    proposal = Proposal(Sight(network, blocks, number))
+    stack = Stack(blocks, number, places=proposal.places, **proposal.sizes)
+    stack = _with(stack, _firm(network, stack))
+    if stack.attention and not _explicit_form_agrees(network, stack, proposal.after[-1]):
         stack = replace(stack, attention="")
-    return stack
+    lacks = {p: f"by structure: {REASONS.get(p, NO_EXPERTS)}" for p in POINTS}
+    seen = ("attn_scores", "attn_probs") if stack.attention else ()
+    return replace(stack, lacks={p: r for p, r in lacks.items() if p not in (*stack.places, *seen)})
 
 
 class Proposal:
@@ -87,31 +90,30 @@ class Proposal:
     def __init__(self, sight: Sight) -> None:
         """Look at what flowed."""
         stream, after = sight("", "in"), sight("", "out")
-        if stream is None or after is None or stream.dim() != 4 or not same(stream[1:], after[:-1]):
+        told = stream is not None and stream.dim() == 4 and stream.shape[1:3] == sight.ids.shape
+        if stream is None or after is None or not told or not same(stream[1:], after[:-1]):
             raise ValueError("its blocks hand on no (batch, token, width) stream")
         self._sight, self._stream, self.after = sight, stream, after
         self._attention, self._mlp = self._child(ATTENTION), self._child(MLP)
         self.sizes: dict[str, Any] = {"width": stream.shape[-1]}
-        places = {
-            "resid_pre": into(""),
-            "resid_post": out(""),
-            **self._ends(),
-            **self._sum(),
-            **self._heads(),
-            **self._inside(),
-        }
+        found = (self._ends(), self._sum(), self._read(), self._heads(), self._inside())
+        places = {"resid_pre": into(""), "resid_post": out("")}
+        for some in found:
+            places |= some
         self.places = {p: replace(x, fleeting=sight.fleeting(x)) for p, x in places.items()}
 
-    def _child(self, names: re.Pattern[str]) -> str | None:
-        """Return the one child of a block that goes by such a name, None unless it is one."""
-        named = {p: f"{p} {type(m).__name__}" for p, m in self._sight.children().items()}
-        found = [p for p, n in named.items() if names.search(n) and not OTHERS.search(n)]
-        return found[0] if len(found) == 1 else None
+    def _child(self, names: re.Pattern[str]) -> str:
+        """Return the one child of a block that goes by such a name; "" unless it is one."""
+        kinds = {p: type(m).__name__ for p, m in self._sight.children.items()}
+        others = [p for p, kind in kinds.items() if OTHERS.search(p) or OTHERS.search(kind)]
+        found = [p for p in kinds if names.search(p) and p not in others]
+        found = found or [p for p, k in kinds.items() if names.search(k) and p not in others]
+        return found[0] if len(found) == 1 else ""
 
     def _ends(self) -> dict[str, Place]:
         """Find embeddings, final norm and logits."""
-        sight, places = self._sight, {}
-        words = 0
+        sight, words = self._sight, 0
+        places: dict[str, Place] = {}
         for path, module in sight.outer.items():
             x, y = sight.outside(path, "in"), sight.outside(path, "out")
             if isinstance(module, nn.Embedding) and same(x, sight.ids) and y is not None:
@@ -119,81 +121,156 @@ class Proposal:
                 self.sizes["embedding_width"] = y.shape[-1]
             if is_norm(module) and same(x, self.after[-1]):
                 places["final_norm"] = out(path)
-        for way in (("logits",), (), (0,)):
-            logits = _item(sight.output, way)
-            if logits is not None and logits.shape[:2] == sight.ids.shape and logits.dim() == 3:
-                if way == ("logits",) or logits.shape[2] == words:
-                    places["logits"] = out("", *way)
-                    self.sizes["vocabulary"] = logits.shape[2]
-                    break
+        way, logits = sight.logits(words)
+        if logits is not None:
+            places["logits"] = out("", *way)
+            self.sizes["vocabulary"] = logits.shape[-1]
         return places
 
     def _sum(self) -> dict[str, Place]:
         """Find what attention and MLP add to the stream, raw or after a norm, and its middle."""
         sight = self._sight
-        for a, m in product(self._follow(self._attention), self._follow(self._mlp)):
+        for a, m in product(self._followed(self._attention), self._followed(self._mlp)):
             attn, mlp = sight(a, "out"), sight(m, "out")
-            if attn is None or not adds_up(self.after, self._stream, attn, mlp):
-                continue
-            places = {"attn_out": out(a), "mlp_out": out(m)}
-            for path in sight.children():
-                if adds_up(sight(path, "in"), self._stream, attn):
-                    return places | {"resid_mid": into(path, shared=True)}
-            return places
+            if adds_up(self.after, self._stream, attn, mlp):
+                inputs = ((p, sight(p, "in")) for p in sight.children)
+                middle = next((p for p, x in inputs if adds_up(x, self._stream, attn)), None)
+                mid = {} if middle is None else {"resid_mid": into(middle, shared=True)}
+                return {"attn_out": out(a), **mid, "mlp_out": out(m)}
         return {}
 
-    def _follow(self, child: str | None) -> list[str]:
-        """Return a child of the block and those that read what it returned."""
-        if child is None:
+    def _followed(self, child: str) -> list[str]:
+        """Return a child of the block and those that read what it returned; none for ""."""
+        if not child:
             return []
         returned = self._sight(child, "out")
-        readers = [p for p in self._sight.children() if same(self._sight(p, "in"), returned)]
-        return [child, *readers]
+        return [child, *(p for p in self._sight.children if same(self._sight(p, "in"), returned))]
+
+    def _read(self) -> dict[str, Place]:
+        """Find what attention and MLP read, if their maps read the very same."""
+        sight, places = self._sight, {}
+        for point, child in (("attn_in", self._attention), ("mlp_in", self._mlp)):
+            x = sight(child, "in") if child else None
+            inner = (sight(p, "in") for p in sight.maps(child))
+            if x is not None and any(same(y, x) or same(y, x.flatten(1, 2)) for y in inner):
+                places[point] = into(child)
+        return places
 
     def _heads(self) -> dict[str, Place]:
-        """Find attention's input and the projections, by names and by widths."""
-        if self._attention is None:
-            return {}
-        sight, attention = self._sight, self._attention
-        maps = sight.maps(attention)
-        places = self._read(attention, "attn_in")
+        """Find the projections of attention, by their names and by their widths."""
+        sight, places = self._sight, {}
+        maps = sight.maps(self._attention)
+        heads = _num_heads(sight, self._attention)
         named = {
-            point: found[0]
+            point: next((p for p in maps if p.rpartition(".")[2] in names), "")
             for point, names in PROJECTIONS.items()
-            if len(found := [p for p in maps if p.rpartition(".")[2] in names]) == 1
         }
-        heads = _num_heads(sight.network, sight.block.get_submodule(attention))
-        wide = {p: _width(sight(path, "in" if p == "z" else "out")) for p, path in named.items()}
-        if not same(sight(named.get("z", ""), "out"), sight(attention, "out")):
-            wide.pop("z", None)
-        if not heads or "z" not in wide or wide["z"] % heads:
-            return places
-        width = wide["z"] // heads
-        self.sizes |= {"heads": heads, "kv_heads": heads, "head_width": width}
-        if _in_registry(sight.block.get_submodule(attention)):
-            self.sizes["attention"] = attention
+        sides = dict.fromkeys("qkv", "out") | {"z": "in"}
+        widths = {p: sight.width(path, sides[p]) if path else 0 for p, path in named.items()}
+        whole = named["z"] and same(sight(named["z"], "out"), sight(self._attention, "out"))
+        if not (heads and whole and widths["z"] % heads == 0):
+            return {}
+        width = widths["z"] // heads
+        kv_heads, rest = divmod(widths["k"], width)
         places["z"] = into(named["z"], heads=heads)
-        kv_heads, rest = divmod(wide.get("k", 0), width)
-        if wide.get("q") == wide["z"] and wide.get("v") == wide.get("k") and kv_heads and not rest:
-            self.sizes["kv_heads"] = kv_heads
-            places |= {
-                "q": out(named["q"], heads=heads),
-                "k": out(named["k"], heads=kv_heads),
-                "v": out(named["v"], heads=kv_heads),
-            }
+        self.sizes |= {"heads": heads, "kv_heads": kv_heads or heads, "head_width": width}
+        if _in_registry(sight.block.get_submodule(self._attention)):
+            self.sizes["attention"] = self._attention
+        if widths["q"] == widths["z"] and widths["v"] == widths["k"] > 0 and not rest:
+            places["q"] = out(named["q"], heads=heads)
+            places |= {p: out(named[p], heads=kv_heads) for p in "kv"}
         return places
 
     def _inside(self) -> dict[str, Place]:
-        """Find the MLP's input, up projection, gate and what the down projection reads."""
-        if self._mlp is None:
+        """Find what the MLP's down projection reads, and the maps before it."""
+        sight, maps = self._sight, self._sight.maps(self._mlp)
+        x, returned = sight(self._mlp, "in"), sight(self._mlp, "out")
+        down = [p for p in maps if same(sight(p, "out"), returned)][-1:]
+        hidden = sight(down[0], "in") if down else None
+        if hidden is None:
             return {}
-        sight, returned = self._sight, self._sight(self._mlp, "out")
-        maps = sight.maps(self._mlp)
-        places = self._read(self._mlp, "mlp_in")
-        down = next((p for p in reversed(maps) if same(sight(p, "out"), returned)), None)
-        hidden = None if down is None else sight(down, "in")
-        if down is None or hidden is None or "mlp_in" not in places:
-            return places
-        x = sight(self._mlp, "in")
-        ups = {p: y for p in maps if p != down and same(sight(p, "in"), x) and (y := sight(p, "out")) is not None and y.shape == hidden.shape}
-        ...
+        self.sizes["hidden"] = hidden.shape[-1]
+        places = {"mlp_hidden": into(down[0])}
+        readers = [p for p in maps if p not in down and same(sight(p, "in"), x)]
+        if len(readers) == 1 and sight.width(readers[0], "out") == hidden.shape[-1]:
+            return places | {"mlp_pre": out(readers[0])}
+        known: list[Any] = [*sight.activations(self._mlp), *NONLINEAR]
+        for (gate, up), act in product(permutations(readers, 2), known):
+            g, u = sight(gate, "out"), sight(up, "out")
+            if g is not None and u is not None and _is_product(hidden, act(g), u):
+                return places | {"mlp_gate": out(gate), "mlp_pre": out(up)}
+        return places
+
+
+def _is_product(hidden: Tensor, gate: Tensor, up: Tensor) -> bool:
+    if gate.shape != up.shape or hidden.shape != up.shape:
+        return False
+    bound = 8 * torch.finfo(hidden.dtype).eps * (gate * up).abs().double()
+    return bool(((gate.double() * up.double() - hidden.double()).abs() <= bound).all())
+
+
+def _num_heads(sight: Sight, attention: str) -> int:
+    """Return the number of heads that the config, or else attention itself, tells; 0 if none."""
+    config: Any = getattr(sight.network, "config", None)
+    reader = getattr(config, "get_text_config", None)
+    sources = (reader() if callable(reader) else config, sight.block.get_submodule(attention))
+    told = (getattr(source, name, None) for source in sources for name in HEADS)
+    return next((n for n in told if isinstance(n, int)), 0)
+
+
+def _in_registry(attention: Any) -> bool:
+    """Say whether a module calls its kernel through the registry of transformers."""
+    file = sys.modules[type(attention).__module__]
+    known = hasattr(file, "ALL_ATTENTION_FUNCTIONS") and hasattr(file, "eager_attention_forward")
+    return known and hasattr(getattr(attention, "config", None), "_attn_implementation_internal")
+
+
+def _with(stack: Stack, points: set[str]) -> Stack:
+    """Return a stack that has only some of its points."""
+    places = {p: place for p, place in stack.places.items() if p in points}
+    seen = {"attn_scores", "attn_probs"} <= points
+    return replace(stack, places=places, attention=stack.attention if seen else "")
+
+
+def _firm(network: nn.Module, stack: Stack) -> set[str]:
+    """Return the points whose every site was reached; the middle only if it could be edited."""
+    values: dict[str, Tensor] = {}
+
+    def keep(site: Site, x: Tensor, _: Moment) -> None:
+        values[site.name] = x.clone()
+
+    sites = [s for s in stack_sites(stack, "") if not s.refused]
+    vector = torch.linspace(0.5, 1.5, stack.width)
+    taps = [
+        Tap(s, [add(s.name, vector)] if s.name.startswith("resid_mid.") else [], keep)
+        for s in sites
+    ]
+    watched(network, taps)
+    lost = {s.name.partition(".")[0] for s in sites if s.name not in values}
+    points = {s.name.partition(".")[0] for s in sites} - lost
+    return points if _moved(values, stack, vector) else points - {"resid_mid"}
+
+
+def _moved(values: dict[str, Tensor], stack: Stack, vector: Tensor) -> bool:
+    """Say whether a vector added in the middle of the stream of every block stayed in it."""
+
+    def of(point: str) -> Tensor | None:
+        found = [values.get(f"{point}.{i}") for i in range(stack.num_blocks)]
+        known = [x for x in found if x is not None]
+        return torch.stack(known) if len(known) == len(found) else None
+
+    after = of("resid_post")
+    moved = None if after is None else vector.to(after).expand_as(after)
+    return adds_up(after, of("resid_pre"), of("attn_out"), moved, of("mlp_out"))
+
+
+def _explicit_form_agrees(network: nn.Module, stack: Stack, wanted: Tensor) -> bool:
+    """Say whether attention computed from what was read is what the kernel computes."""
+    values: list[Tensor] = []
+    sites = {s.name: s for s in stack_sites(stack, "") if not s.refused}
+    probs = [s for name, s in sites.items() if name.startswith("attn_probs.")]
+    taps = [Tap(s, [apply(s.name, torch.clone)]) for s in probs]
+    last = sites[f"resid_post.{stack.num_blocks - 1}"]
+    watched(network, [*taps, Tap(last, read=lambda site, x, moment: values.append(x.clone()))])
+    tolerance = max(1e-4, 8 * torch.finfo(wanted.dtype).eps)
+    return bool((values[0] - wanted).norm() <= tolerance * wanted.norm())

@@ -37,6 +37,8 @@ class Tap:
         if self.read is not None and first:
             if torch.is_grad_enabled() and x.is_floating_point():
                 x, raw = self._in_graph(x, raw, moment.batch)
+            elif self.site.place.fleeting:
+                x = x.clone()
             self.read(self.site, x, moment)
         return raw
 

@@ -57,6 +57,7 @@ VISION: dict[str, Callable[[], nn.Module]] = {
     "clip": lambda: tf.CLIPVisionModelWithProjection(
         tf.CLIPVisionConfig(intermediate_size=37, **IMAGES)
     ),
+    "siglip": lambda: tf.SiglipVisionModel(tf.SiglipVisionConfig(intermediate_size=37, **IMAGES)),
 }
 
 
@@ -72,7 +73,7 @@ def prefix(m: Model) -> str:
 def block(name: str, m: Model, index: int) -> Any:
     """Return one block of a vision tower."""
     base: Any = getattr(m.module, prefix(m), m.module)
-    path = {"vit": "layers", "din": "encoder.layer", "cli": "encoder.layers"}[name[:3]]
+    path = {"vit": "layers", "din": "encoder.layer"}.get(name[:3], "encoder.layers")
     return base.get_submodule(f"{path}.{index}")
 
 
@@ -87,7 +88,7 @@ def test_vision_states_attentions_and_sums(vision: tuple[str, Model]) -> None:
 def test_vision_rows_are_patches_behind_their_class_token(vision: tuple[str, Model]) -> None:
     name, m = vision
     rec = parity.check_sites(m, pixels())
-    own = 3 if name == "dinov2-registers" else 1
+    own = {"dinov2-registers": 3, "siglip": 0}.get(name, 1)
     for site in m.sites():
         tokens = 9 if site.name == "embeddings" else 9 + own
         assert rec[site.name].shape[2 if "S" in site.axes else 1] == tokens
@@ -116,7 +117,7 @@ def test_vision_points_pass_through_the_blocks_own_modules(vision: tuple[str, Mo
         last: list[Any] = [nn.Identity(), nn.Identity()]
         if name.startswith("dinov2"):
             last = [own.layer_scale1, own.layer_scale2]
-        project = own.self_attn.out_proj if name == "clip" else own.attention.o_proj
+        project = own.self_attn.out_proj if name in ("clip", "siglip") else own.attention.o_proj
         gated = name == "dinov2-swiglu"
         act = own.mlp.act_fn if gated else own.mlp.activation_fn
         down = own.mlp.down_proj if gated else own.mlp.fc2
@@ -163,7 +164,7 @@ def test_gradients_pass_through_an_edit_of_the_shared_stream() -> None:
         return (rec["resid_post.3"] @ direction).sum()
 
     factor = torch.linspace(0.5, 1.5, 24, dtype=torch.float64).requires_grad_()
-    loss(factor, grad=True).backward()
+    loss(factor, grad=True).backward()  # type: ignore[no-untyped-call]
     assert factor.grad is not None
     step = torch.linspace(-1.0, 2.0, 24, dtype=torch.float64) * 1e-5
     with torch.no_grad():
@@ -202,7 +203,7 @@ def test_clip_has_both_towers() -> None:
     assert rec.rows_of("vision.z.0").valid.shape == (3, 10)
     for stack in ("text", "vision"):
         parity.check_sums(m, PAIRS, stack)
-    with pytest.raises(SiteError, match=r"vision\.final_norm: post_layernorm runs on the class"):
+    with pytest.raises(SiteError, match=r"vision\.final_norm: it runs on the class token"):
         m.sites("vision.final_norm")
     with pytest.raises(SiteError, match=r"text\.logits: CLIP scores pairs"):
         m.sites("text.logits")
@@ -262,19 +263,22 @@ PROMPTS = {
 }
 
 
+LANGUAGE: dict[str, Any] = {
+    "vocab_size": 91,
+    "hidden_size": 24,
+    "intermediate_size": 31,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
 def llava(kind: str = "llava") -> Model:
-    text = tf.LlamaConfig(
-        vocab_size=91,
-        hidden_size=24,
-        intermediate_size=31,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=6,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+    text = tf.LlamaConfig(**LANGUAGE)
     eye = tf.CLIPVisionConfig(intermediate_size=37, **IMAGES)
     configs = {"llava": tf.LlavaConfig, "vipllava": tf.VipLlavaConfig}
     networks = {
@@ -343,10 +347,48 @@ def test_llava_generates_under_edits_of_either_stack() -> None:
             assert m.generate(one, edits=[edit], max_new_tokens=5) == [both[b]]
 
 
+def llava_next() -> nn.Module:
+    config = tf.LlavaNextConfig(
+        vision_config=tf.CLIPVisionConfig(intermediate_size=37, **IMAGES),
+        text_config=tf.MistralConfig(**LANGUAGE),
+        image_token_index=IMAGE,
+        image_grid_pinpoints=[[15, 15]],
+    )
+    return tf.LlavaNextForConditionalGeneration(config)
+
+
+def llava_onevision() -> nn.Module:
+    config = tf.LlavaOnevisionConfig(
+        vision_config=tf.SiglipVisionConfig(intermediate_size=37, **IMAGES),
+        text_config=tf.Qwen2Config(**LANGUAGE),
+        image_token_index=IMAGE,
+        video_token_index=78,
+        vision_feature_layer=-2,
+        image_grid_pinpoints=[[15, 15]],
+    )
+    return tf.LlavaOnevisionForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize(("network", "patches"), [(llava_next, 10), (llava_onevision, 9)])
+def test_llavas_that_cut_an_image_in_tiles(network: Callable[[], nn.Module], patches: int) -> None:
+    """One image makes two pictures for the tower, and 21 rows for the language model."""
+    m = Model(randomised(network()))
+    prompt = {
+        "input_ids": torch.tensor([[5, *[IMAGE] * 21, 17, 3]]),
+        "pixel_values": pixels()[None],
+        "image_sizes": torch.tensor([[15, 15]]),
+    }
+    parity.reference(m.module, m, prompt)
+    rec = parity.check_sites(m, prompt)
+    assert rec.rows_of("vision.resid_post.1").valid.shape == (2, patches)
+    assert torch.equal(rec.rows_of("resid_post.1").token, prompt["input_ids"])
+    for stack in ("", "vision"):
+        parity.check_sums(m, prompt, stack)
+
+
 def test_llava_with_a_tower_that_has_no_table_keeps_its_language_model() -> None:
-    eye = tf.SiglipVisionConfig(intermediate_size=37, **IMAGES)
-    text = tf.LlamaConfig(vocab_size=91, hidden_size=24, num_hidden_layers=2, intermediate_size=31,
-                          num_attention_heads=4, head_dim=6)  # fmt: skip
+    eye = tf.PixtralVisionConfig(intermediate_size=37, **IMAGES)
+    text = tf.LlamaConfig(**LANGUAGE)
     config = tf.LlavaConfig(vision_config=eye, text_config=text, image_token_index=IMAGE)
     m = Model(randomised(tf.LlavaForConditionalGeneration(config)))
     assert {s.name.split(".")[0] for s in m.sites()} >= {"resid_post", "logits"}

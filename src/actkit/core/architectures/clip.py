@@ -1,4 +1,4 @@
-"""CLIP: a text and a vision tower of the same pre-norm blocks."""
+"""CLIP: a text and a vision tower of the same pre-norm blocks; SigLIP's vision tower."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from actkit.core.architectures._reasons import CLASSES
 from actkit.core.sites import Stack, into, out
 
-MODEL_TYPES = ("clip", "clip_text_model", "clip_vision_model")
+MODEL_TYPES = ("clip", "clip_text_model", "clip_vision_model", "siglip_vision_model")
 
 
 def stacks(config: Any) -> tuple[Stack, ...]:
     """Return the towers of a whole network, or the one tower of a part of it."""
     if config.model_type == "clip_text_model":
         return (_text(config),)
-    if config.model_type == "clip_vision_model":
+    if config.model_type != "clip":
         return (_vision(config),)
     text, vision = _text(config.text_config), _vision(config.vision_config)
     return (
@@ -34,11 +34,13 @@ def _text(config: Any) -> Stack:
 
 def _vision(config: Any) -> Stack:
     tower = _tower(config)
-    own = {"embeddings": out("embeddings.patch_embedding", channels_first=True)}
-    lacks = {
-        "final_norm": "post_layernorm runs on the class token alone: read post_layernorm:out",
-        "logits": CLASSES,
+    own = {
+        "embeddings": out("embeddings.patch_embedding", channels_first=True),
+        "final_norm": out("post_layernorm"),
     }
+    lacks = {"logits": CLASSES}
+    if config.model_type == "clip_vision_model":
+        lacks["final_norm"] = "it runs on the class token alone: read post_layernorm:out"
     return replace(tower, alias="vision", places={**tower.places, **own}, lacks=lacks)
 
 
