@@ -19,13 +19,13 @@ if TYPE_CHECKING:
         clamp,
         project_out,
         scale,
-        set,  # noqa: A004
+        set,
         swap,
     )
     from actkit.core.edit_file import load_edits, save_edits
     from actkit.core.inputs import Call
     from actkit.core.model import Model
-    from actkit.core.opening import open  # noqa: A004
+    from actkit.core.opening import open
     from actkit.core.recording import Recording, Rows
     from actkit.core.saved import SavedMeter
     from actkit.core.sites import Site

@@ -257,7 +257,11 @@ def test_processes_at_once_build_one_whole_copy(plain: Path, cache: Path) -> Non
     ]
     for child in children:
         assert child.stdout is not None and child.stdout.readline() == "ready\n"
-    outputs = [child.communicate("go\n", timeout=100) for child in children]
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    outputs = [child.communicate(timeout=100) for child in children]
     assert [err for _, err in outputs] == ["", "", ""]
     hashes, builds = zip(*(out.split() for out, _ in outputs), strict=True)
     assert len(set(hashes)) == 1 and sorted(builds) == ["0", "0", "1"]

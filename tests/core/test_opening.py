@@ -224,8 +224,9 @@ def test_a_folder_gives_the_class_that_was_saved(make: Callable[[], Any], tmp_pa
 def test_a_configuration_without_a_class_gives_the_trunk() -> None:
     config = tiny_llama().config
     assert architecture(config) is transformers.AutoModel
-    config.architectures = ["pipeline"]  # a name of transformers that is no network
-    assert architecture(config) is transformers.AutoModel
+    for name in ("pipeline", "BertConfig", "NoSuchModel"):  # names that are no network
+        config.architectures = [name]
+        assert architecture(config) is transformers.AutoModel
     config.architectures = ["LlamaModel"]
     assert architecture(config) is transformers.LlamaModel
 
@@ -285,6 +286,10 @@ def spoil(folder: Path, how: str) -> None:
         config.write_text("[]")
     elif how == "tokenizer":
         (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    elif how == "merges":
+        model = {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}
+        text = json.dumps({"version": "1.0", "added_tokens": [], "model": model})
+        (folder / "tokenizer.json").write_text(text)
     else:
         change: dict[str, Any] = json.loads(how)
         config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
@@ -293,7 +298,7 @@ def spoil(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        "no weights", "cut weights", "no safetensors", "no json", "list", "tokenizer",
+        "no weights", "cut weights", "no safetensors", "no json", "list", "tokenizer", "merges",
         '{"model_type": "perceptron"}', '{"hidden_size": "wide"}', '{"hidden_size": 48}',
         '{"num_attention_heads": 0}', '{"dtype": "float7"}',
     ],

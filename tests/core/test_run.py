@@ -431,6 +431,20 @@ def test_a_site_that_never_runs_is_refused() -> None:
         m.run(x, record="pair:out.2")
 
 
+def test_a_pattern_acts_where_it_can() -> None:
+    """Of the sites of a pattern, some may not run, and some may lack the tokens."""
+    m, x = Model(tiny.Loop().eval()), tiny.uneven(3, 4)
+    both, one = ak.scale("*e*:out", 0.5), ak.scale("step:out", 0.5)
+    assert [s.name for s in m.sites("[su]*e*:out")] == ["step:out", "unused:out"]
+    got = m.run(x, edits=[ak.scale("[su]*e*:out", 0.5)]).output
+    assert torch.equal(got, m.run(x, edits=[one]).output)
+    assert not torch.equal(got, m.run(x, edits=[both]).output)
+    net, x = Model(tiny.Cnn().eval()), tiny.uneven(1, 3, 4, 4)  # 16 pixels, then 4
+    rec = net.run(x, record="conv?:out", edits=[ak.set("conv?:out", 9.0, ak.Where(tokens=10))])
+    assert (rec["conv1:out"] == 9).flatten(2)[0, 0].nonzero().tolist() == [[10]]
+    assert not (rec["conv2:out"] == 9).any()
+
+
 def test_logits_of_a_network_without_any_are_refused() -> None:
     class Two(nn.Module):
         def forward(self, x: Tensor) -> list[Tensor]:

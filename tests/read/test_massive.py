@@ -2,12 +2,12 @@ import itertools
 
 import pytest
 import torch
-from tests.contract import acts, rows
 from torch import Tensor
 
 from actkit.core.errors import InputError
 from actkit.core.recording import Rows
 from actkit.read.massive import Massive, MassiveResult
+from tests.contract import acts, rows
 
 
 def read(acts_ND: Tensor, of: Rows, k: int = 3, parts: int = 1) -> MassiveResult:

@@ -5,6 +5,7 @@ import torch
 
 import actkit as ak
 from actkit.core.model import Model
+from actkit.nn.kv_bias_attention import KVBiasAttention
 from actkit.read.massive import Massive
 from tests._evidence import Evidence
 
@@ -61,3 +62,10 @@ def test_few_activations_are_massive_and_act_as_constant_biases(
     control = loss(smollm2, ak.set(site, 0.0, where=ak.Where(tokens=0, units=OTHER)))
     evidence("loss changed by zeroing another unit there (nats)", measured=abs(control - plain),
              at_most=0.05)  # fmt: skip
+
+    gen = torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 7, dtype=torch.float64, generator=gen) for _ in range(3))
+    logits = q @ k.mT / 7**0.5
+    oracle = logits.exp() / (1 + logits.exp().sum(-1, keepdim=True)) @ v
+    off = (KVBiasAttention(3, 7).double()(q, k, v) - oracle).detach().abs().max()
+    evidence("explicit bias at zero against one more logit of zero", measured=off, at_most=1e-6)

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from tests.contract import acts, rows
 
 from actkit.core.errors import InputError
 from actkit.core.recording import Rows
 from actkit.read._math import Spread, exp_entropy, mergeable, usable
 from actkit.read.moments import Moments
 from actkit.read.sparsity import Sparsity
+from tests.contract import acts, rows
 
 
 def test_padding_first_tokens_and_nonfinite_rows_are_left_out() -> None:

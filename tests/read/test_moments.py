@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from tests.contract import acts, rows
 
 from actkit.core.errors import InputError
 from actkit.core.recording import Rows
 from actkit.read.moments import Moments
+from tests.contract import acts, rows
 
 
 def plain(num: int) -> Rows:

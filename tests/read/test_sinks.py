@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from tests.contract import probs, rows
 
 from actkit.core.errors import InputError
 from actkit.core.recording import Rows
 from actkit.read.sinks import Sinks
+from tests.contract import probs, rows
 
 
 def test_means_equal_a_loop_over_queries() -> None:

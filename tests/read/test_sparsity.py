@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from tests.contract import acts
 
 from actkit.core.errors import InputError
 from actkit.core.recording import Rows
 from actkit.read.sparsity import Sparsity
+from tests.contract import acts
 
 
 def plain(num: int) -> Rows:

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from tests.contract import acts
 from torch import Tensor
 
 from actkit.core.errors import InputError
 from actkit.core.recording import Rows
 from actkit.read.spectrum import Spectrum, SpectrumResult
+from tests.contract import acts
 
 
 def plain(num: int) -> Rows:

@@ -35,7 +35,9 @@ ALIASES = {
 """TransformerLens names; where two are given, the first that the network has."""
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_BLOCKS = re.compile(r"blocks\.([^.]+)\.(.+)")
 _HEAD = re.compile(r"(.+\.\d+)\.(\d+)")
+_SUFFIX = re.compile(r"(.*:(?:in|out))((?:\.\w+)*(?:#\d+)?)")
 _PATH = re.compile(r"(?P<path>[^:]*):(?P<side>in|out)(?P<items>(\.\w+)*)(#(?P<call>\d+))?")
 
 
@@ -80,26 +82,38 @@ class Addresses:
         return [site]
 
     def _matching(self, pattern: str) -> list[Site]:
-        if ":" in pattern:
-            found = self._modules(pattern)
-        else:
-            pattern = next(
-                (pattern.removeprefix(p) for p in self._prefixes if pattern.startswith(p)), pattern
-            )
-            every = [s for s in self._sites.values() if fnmatchcase(s.name, pattern)]
-            found = [s for s in every if not s.refused] or self._heads(pattern)
-            if every and not found:
-                raise SiteError(f"this network has no {pattern}: {every[0].refused}")
+        prefix = next((p for p in self._prefixes if pattern.startswith(p)), "")
+        bare = pattern.removeprefix(prefix)
+        every = [s for s in self._sites.values() if fnmatchcase(s.name, bare)]
+        found = self._modules(pattern) if ":" in pattern else [s for s in every if not s.refused]
+        found = found or self._heads(bare) or self._aliased(bare)
+        if every and not found:
+            raise SiteError(f"this network has no {pattern}: {every[0].refused}")
         if not found:
             raise SiteError(self._unknown(pattern))
-        return found
+        return [replace(s, name=prefix + s.name) for s in found] if prefix else found
 
     def _heads(self, pattern: str) -> list[Site]:
-        """Return single heads, `z.10.*`."""
-        site = self._sites.get(pattern.removesuffix(".*"))
-        if site is None or site.refused or len(site.shape or ()) != 4:
-            return []
-        return [self._one_head(site, h) for h in range(_num_heads(site))]
+        """Return single heads, `z.10.*` or `z.*.3`."""
+        base, _, head = pattern.rpartition(".")
+        return [
+            self._one_head(site, h)
+            for site in self._sites.values()
+            if fnmatchcase(site.name, base) and not site.refused and len(site.shape or ()) == 4
+            for h in range(_num_heads(site))
+            if fnmatchcase(str(h), head)
+        ]
+
+    def _aliased(self, pattern: str) -> list[Site]:
+        """Return the sites of an alias in several blocks, `blocks.*.hook_resid_post`."""
+        match = _BLOCKS.fullmatch(pattern)
+        layers = [s.rpartition(".")[2] for s in self._sites if s.startswith("resid_post.")]
+        found = [
+            self._renamed(f"blocks.{layer}.{match[2]}")
+            for layer in layers
+            if match is not None and fnmatchcase(layer, match[1])
+        ]
+        return [s for s in found if s is not None and not s.refused]
 
     def _head(self, name: str) -> Site | None:
         match = _HEAD.fullmatch(name)
@@ -121,9 +135,9 @@ class Addresses:
         """Return the site behind a prefix that may be left out, or behind an alias."""
         for prefix in self._prefixes:
             if name.startswith(prefix):
-                return self._sites.get(name.removeprefix(prefix)) or self._head(
-                    name.removeprefix(prefix)
-                )
+                bare = name.removeprefix(prefix)
+                site = self._sites.get(bare) or self._head(bare)
+                return None if site is None else replace(site, name=name)
         match = _BLOCK.fullmatch(name)
         layer, hook = (f".{match[1]}", match[2]) if match else ("", name)
         sites = [self._sites.get(f"{p}{layer}") for p in ALIASES.get(hook, ())]
@@ -149,13 +163,16 @@ class Addresses:
         return Site(name, None, name, place=place)
 
     def _modules(self, pattern: str) -> list[Site]:
+        """Return the sites of the modules that match; lists and the like never run."""
+        match = _SUFFIX.fullmatch(pattern)
+        bare, suffix = match.groups() if match else (pattern, "")
         names = [
             f"{path}:{side}"
-            for path, _ in self._module.named_modules()
-            if path
+            for path, module in self._module.named_modules()
+            if path and type(module).forward is not nn.Module.forward
             for side in ("in", "out")
         ]
-        return [self._path(n) for n in names if fnmatchcase(n, pattern)]
+        return [self._path(n + suffix) for n in names if fnmatchcase(n, bare)]
 
     def _unknown(self, name: str) -> str:
         paths = [path for path, _ in self._module.named_modules() if path]

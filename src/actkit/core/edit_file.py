@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib.metadata import version
 from math import isfinite
 from os import PathLike
 from pathlib import Path
@@ -17,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from actkit import __version__
 from actkit.core.edit import Edit
 from actkit.core.errors import DataError, EditError
 from actkit.core.operations import Add, Affine, Clamp, Operation, ProjectOut, Scale, Set, Swap
@@ -84,7 +84,7 @@ def _origin(model: "Model | None", about: dict[str, Any]) -> dict[str, Any]:
     """Return where the edits come from."""
     if model is None:
         about = json.loads(json.dumps(about, default=str))
-        return {"actkit": __version__, "settings": about}
+        return {"actkit": version("actkit"), "settings": about}
     width = next((s.stack.width for s in model.sites() if s.stack is not None), None)
     return {**stamp(model, **about), "width": width}
 
@@ -137,7 +137,7 @@ def _header(metadata: dict[str, str], path: Any) -> dict[str, Any]:
         raise DataError(f"an edit file's header must be whole: {path}: {error!r}") from error
     if version > FORMAT:
         raise DataError(
-            f"this actkit {__version__} reads edit files up to format {FORMAT}: {path} has "
+            f"this actkit {version('actkit')} reads edit files up to format {FORMAT}: {path} has "
             f"format {version}, written by actkit {writer}; update actkit"
         )
     return header

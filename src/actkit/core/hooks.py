@@ -75,10 +75,6 @@ class Hooks:
         self._handles.clear()
         self._sockets.clear()
 
-    def unfired(self) -> list[str]:
-        """Return the sites of edits that never acted, since their module never ran."""
-        return [t.site.name for t in self._taps if t.edits and not t.fired]
-
     def _set(self) -> None:
         self._door("", "")
         for name, path in self._stacks.items():

@@ -21,7 +21,7 @@ from actkit.core.networks import find
 from actkit.core.recording import Recording, Rows
 from actkit.core.replace import replaced
 from actkit.core.sites import Site
-from actkit.core.taps import Read, Tap, check_run
+from actkit.core.taps import Read, Tap, check_reached, check_run
 
 if TYPE_CHECKING:
     from actkit.store import Store
@@ -157,10 +157,10 @@ class Model:
         Raises:
             EditError: When the context ends, if an edit's site never ran inside it.
         """
-        hooks = Hooks(self.module, self._taps([], None, edits), self._roots)
-        with hooks:
+        taps = self._taps([], None, edits)
+        with Hooks(self.module, taps, self._roots):
             yield
-        _check_fired(hooks)
+        check_reached(taps)
 
     @contextmanager
     def replaced(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -240,7 +240,7 @@ class Model:
                 output = self.module(*batch.args, **batch.kwargs)
             except Stop:
                 return None
-        _check_fired(hooks)
+        check_reached(taps)
         return output
 
     def _taps(self, sites: Sequence[Site], read: Read | None, edits: Sequence[Edit]) -> list[Tap]:
@@ -300,8 +300,3 @@ def _logits(output: Any) -> Tensor:
 def _pad_id(module: Any, tokenizer: Any) -> int:
     found = (getattr(tokenizer, n, None) for n in ("pad_token_id", "eos_token_id"))
     return next((int(i) for i in found if i is not None), 0)
-
-
-def _check_fired(hooks: Hooks) -> None:
-    if names := hooks.unfired():
-        raise EditError(f"an edit must act, but {', '.join(names)} never ran")

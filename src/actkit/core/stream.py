@@ -61,7 +61,7 @@ def observe(
     for names, templates in readings.items():
         for site in model.sites(names):
             sites[site.name] = site
-            own.setdefault(site.name, []).extend(copy.deepcopy(list(templates)))
+            own.setdefault(site.name, []).extend(map(copy.deepcopy, templates))
     seen = 0
 
     def read(site: Site, x: Tensor, moment: Moment) -> None:

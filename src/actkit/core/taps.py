@@ -48,10 +48,6 @@ class Tap:
         place = self.site.place
         return place.side == "in" and self._copy is not None and self._copy._version > 0
 
-    def idle(self) -> list[Edit]:
-        """Return the edits that met no row, token, head or unit, though the site was reached."""
-        return [e for i, e in enumerate(self.edits) if self.fired and i not in self.acted]
-
     def _in_graph(self, x: Tensor, raw: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Return x and what flows on such that gradients of what follows reach x.
 
@@ -103,8 +99,16 @@ class Tap:
         return changed
 
 
+def check_reached(taps: Sequence[Tap]) -> None:
+    """Refuse edits of which no site ever ran; of a pattern's sites one is enough."""
+    reached = {id(e) for tap in taps if tap.fired for e in tap.edits}
+    for site in (e.site for tap in taps for e in tap.edits if id(e) not in reached):
+        raise EditError(f"an edit must act, but {site} never ran")
+
+
 def check_run(taps: Sequence[Tap]) -> None:
     """Refuse a run in which something that was asked did not happen."""
+    acted = {id(e) for tap in taps for i, e in enumerate(tap.edits) if i in tap.acted}
     for tap in taps:
         name = tap.site.name
         if tap.read is not None and not tap.fired:
@@ -114,7 +118,7 @@ def check_run(taps: Sequence[Tap]) -> None:
                 f"gradients need what was recorded to stay, but the network overwrote {name}: "
                 "record the output of the module before it"
             )
-        for edit in tap.idle():
+        for edit in (e for e in tap.edits if tap.fired and id(e) not in acted):
             raise EditError(
                 f"an edit in a run must act, but the {edit.operation.name} at {name} met nothing "
                 f"where {edit.where.described()}"

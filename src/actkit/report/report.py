@@ -1,24 +1,28 @@
 """What a scan found: pages of figures, numbers and findings; printed, as a page, as JSON."""
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from actkit.core.errors import ActkitError
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: lines or bars over layers, or a map of layers by something.
+    """One figure: lines over layers, or a map of layers by something.
 
     Attributes:
-        kind: "lines", "bars" or "map".
+        kind: "lines" or "map".
         title: What is shown.
         x: Labels of the horizontal axis.
         x_title: What they are.
         y_title: What the values are, with the unit.
-        series: Name to one value for each x; for a map one row for each name.
+        series: Name to one value for each x; for a map one row for each name. NaN is a gap.
         log: Whether the values need a logarithmic axis.
+        percent: Whether the values are shares in [0, 1], to be shown as percentages.
     """
 
     kind: str
@@ -28,6 +32,7 @@ class Figure:
     y_title: str
     series: Mapping[str, tuple[float, ...]]
     log: bool = False
+    percent: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,10 @@ class Page:
     Attributes:
         key: Short name, used as an anchor and in JSON.
         question: What a person would ask.
-        findings: Sentences whose numbers are computed from this scan.
+        findings: Sentences that are computed from this scan.
         figures: The pictures.
         numbers: For each site its finished statistics.
-        note: How it was measured, and what was left out.
+        note: What was measured, and what was left out.
     """
 
     key: str
@@ -57,13 +62,13 @@ class Report:
 
     Attributes:
         title: What was scanned.
-        about: Provenance: versions, model, weight hash, data, settings.
+        about: Provenance: data, versions, model, weight hash, settings.
         pages: One for each question.
     """
 
     title: str
     about: Mapping[str, Any]
-    pages: tuple[Page, ...] = field(default=())
+    pages: tuple[Page, ...] = ()
 
     def print(self) -> None:
         """Print a readable picture in the terminal."""
@@ -72,20 +77,46 @@ class Report:
         show(self)
 
     def to_html(self, path: str | Path) -> Path:
-        """Write one self-contained page that opens offline; return its path."""
-        from actkit.report.page import html
+        """Write one self-contained page that opens offline; return its path.
 
-        return _written(Path(path), html(self))
+        Raises:
+            ActkitError: The file cannot be written.
+        """
+        from actkit.report.page import render
+
+        return _written(Path(path), render(self))
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Return the report as JSON; write it too if a path is given."""
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False)
+        """Return the report as JSON, `null` where a number is NaN or infinite.
+
+        Args:
+            path: Also write it there.
+
+        Raises:
+            ActkitError: The file cannot be written.
+        """
+        text = json.dumps(_finite(asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
         if path is not None:
             _written(Path(path), text)
         return text
 
 
+def _finite(value: Any) -> Any:
+    """Return nested plain data in which None stands for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _written(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ActkitError(
+            f"a report needs a file that can be written, got {path}: {reason}"
+        ) from error
     return path

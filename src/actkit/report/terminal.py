@@ -1,80 +1,109 @@
 """A report in the terminal: for each question a line of bars over the layers, and the findings."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from actkit.report.report import Figure, Report
+from actkit.report.words import number, percent
 
 BARS = "▁▂▃▄▅▆▇█"
+MARGIN = 8
+"""Columns of the terminal between the parts of a figure."""
 
 
 def show(report: Report, console: Console | None = None) -> None:
     """Print the report."""
     console = console or Console()
-    console.print(Panel(Text(report.title, style="bold"), subtitle=_about(report)))
+    data = Text(str(report.about.get("data", "")), style="dim")
+    console.print(Panel(Text.assemble((report.title, "bold"), "\n", data), expand=False))
     for page in report.pages:
         console.print()
-        console.print(f"[bold cyan]{escape(page.question)}[/]")
+        console.print(Text(page.question, style="bold cyan"))
         for figure in page.figures:
-            console.print(_drawn(figure))
+            console.print(_drawn(figure, console.width))
         for finding in page.findings:
-            console.print(f"  • {escape(finding)}", highlight=False)
+            console.print(_item("•", Text(finding)))
         if page.note:
-            console.print(f"  [dim]{escape(page.note)}[/]", highlight=False)
+            console.print(_item("", Text(page.note, style="dim")))
 
 
-def _about(report: Report) -> str:
-    return escape(str(report.about.get("data", "")))
-
-
-def _drawn(figure: Figure) -> Table:
-    """Draw each series as a row of bars, with its lowest and highest value."""
-    table = Table(title=figure.title, title_justify="left", title_style="dim", box=None)
-    table.add_column("", justify="right")
-    first, last = figure.x[0], figure.x[-1]
-    table.add_column(f"{figure.x_title} {first} to {last}" + (" (log)" if figure.log else ""))
-    table.add_column("lowest", justify="right")
-    table.add_column("highest", justify="right")
-    values = list(figure.series.items())
-    if figure.kind == "map":
-        columns = list(zip(*(v for _, v in values), strict=True))
-        values = [("mean over heads", tuple(sum(c) / len(c) for c in columns))]
-    shared = [x for _, v in values for x in v]
-    for name, series in values:
-        bars = bar_line(series, figure.log, shared)
-        table.add_row(
-            name, bars, _at(figure, series, min(series)), _at(figure, series, max(series))
-        )
+def _item(mark: str, text: Text) -> Table:
+    """Return a paragraph that hangs behind its mark."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=3, justify="right")
+    table.add_column(overflow="fold")
+    table.add_row(mark, text)
     return table
 
 
-def _at(figure: Figure, series: Sequence[float], value: float) -> str:
-    """Return a value and where it is first reached."""
-    return f"{number(value)} @ {figure.x[list(series).index(value)]}"
+def _drawn(figure: Figure, width: int) -> Table:
+    """Draw each series as a row of bars, with its lowest and its highest value."""
+    series = figure.series
+    if figure.kind == "map":
+        columns = zip(*series.values(), strict=True)
+        series = {"mean": tuple(map(_mean, columns))}
+    ends = {name: (_end(figure, v, min), _end(figure, v, max)) for name, v in series.items()}
+    taken = max(len(name) + len(low) + len(high) for name, (low, high) in ends.items())
+    every = max(1, math.ceil(len(figure.x) / max(8, width - taken - MARGIN)))
+    table = Table(
+        title=f"{figure.title} ({figure.y_title})", title_justify="left", title_style="dim",
+        header_style="dim", box=None, padding=(0, 2, 0, 0),
+    )  # fmt: skip
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column(_span(figure, every), no_wrap=True, style="blue")
+    table.add_column("lowest", justify="right", no_wrap=True)
+    table.add_column("highest", justify="right", no_wrap=True)
+    shared = [x for values in series.values() for x in values]
+    for name, values in series.items():
+        table.add_row(name, bar_line(values[::every], shared, figure.log), *ends[name])
+    return table
 
 
-def bar_line(series: Sequence[float], log: bool, shared: Sequence[float]) -> str:
-    """Return one block character for each value, scaled to the range of `shared`."""
+def _span(figure: Figure, every: int) -> str:
+    """Return the head of the bars: which layers they stand for."""
+    thinned = f", 1 of {every}" if every > 1 else ""
+    return f"{figure.x_title} {figure.x[0]} to {figure.x[-1]}{thinned}{' (log)' * figure.log}"
+
+
+def _end(figure: Figure, values: Sequence[float], pick: Callable[[Iterable[float]], float]) -> str:
+    """Return the lowest or highest value and the layer that has it first."""
+    finite = [x for x in values if math.isfinite(x)]
+    if not finite:
+        return number(math.nan)
+    value = pick(finite)
+    shown = percent(value) if figure.percent else number(value)
+    return f"{shown} @ {figure.x[values.index(value)]}"
+
+
+def _mean(values: Iterable[float]) -> float:
+    finite = [x for x in values if math.isfinite(x)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def bar_line(values: Sequence[float], shared: Iterable[float], log: bool = False) -> str:
+    """Return one character for each value, scaled to the range of `shared`.
+
+    Bars start at 0, or at the lowest value if it is negative; on a logarithmic scale at the lowest
+    positive value. What has no bar (NaN; 0 or less on a logarithmic scale) is a blank.
+
+    Example:
+        >>> bar_line([0.0, 3.5, 7.0], [0.0, 7.0]), bar_line([1.0, 0.0, 100.0], [1.0, 100.0], True)
+        ('▁▅█', '▁ █')
+    """
 
     def scaled(x: float) -> float:
-        return math.log(max(x, 1e-12)) if log else x
+        if log:
+            return math.log(x) if x > 0 else math.nan
+        return x
 
-    low, high = min(map(scaled, shared)), max(map(scaled, shared))
-    low = min(low, 0.0) if not log else low
-    span = (high - low) or 1.0
-    return "".join(BARS[round((scaled(x) - low) / span * (len(BARS) - 1))] for x in series)
-
-
-def number(x: float) -> str:
-    """Return a number as people write it: 22,543 or 13.7 or 0.0031."""
-    if x == 0 or not math.isfinite(x):
-        return f"{x:g}"
-    if abs(x) >= 1000:
-        return f"{x:,.0f}"
-    return f"{x:.3g}"
+    heights = [s for x in shared if math.isfinite(s := scaled(x))]
+    low, high = min(heights, default=0.0), max(heights, default=0.0)
+    low = low if log else min(low, 0.0)
+    steps = (len(BARS) - 1) / ((high - low) or 1.0)
+    rows = [scaled(x) for x in values]
+    return "".join(BARS[round((x - low) * steps)] if math.isfinite(x) else " " for x in rows)

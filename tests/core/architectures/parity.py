@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
-from tests.core.tiny import untouched
 from torch import Tensor, nn
 
 import actkit as ak
@@ -21,6 +20,7 @@ from actkit.core.edit import Edit
 from actkit.core.model import Model
 from actkit.core.recording import Recording
 from actkit.core.sites import WHOLE
+from tests.core.tiny import untouched
 
 ROWS = [[5, 17, 3, 88, 42, 9, 61], [7, 7, 30], [12, 90, 2, 55, 71]]
 """Token ids of three prompts of 7, 3 and 5 tokens; a network must know at least 91 tokens."""

@@ -6,25 +6,30 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from tests.core.architectures import parity
-from tests.core.architectures.parity import ROWS, close, points, randomised
-from tests.core.tiny import untouched
 from torch import Tensor, nn
 
 import actkit as ak
 from actkit.core.errors import EditError, SiteError
 from actkit.core.model import Model
+from tests.core.architectures import parity
+from tests.core.architectures.parity import ROWS, close, points, randomised
+from tests.core.tiny import untouched
 
 WIDTH, HEADS, KV_HEADS, BLOCKS, HIDDEN, WORDS = 48, 6, 2, 3, 80, 101
-TOKENS = {"vocab_size": WORDS, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
-PLAIN = {
+TOKENS: dict[str, Any] = {
+    "vocab_size": WORDS,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+PLAIN: dict[str, Any] = {
     **TOKENS,
     "hidden_size": WIDTH,
     "num_hidden_layers": BLOCKS,
     "num_attention_heads": HEADS,
     "max_position_embeddings": 64,
 }
-GATED = {**PLAIN, "intermediate_size": HIDDEN, "num_key_value_heads": KV_HEADS}
+GATED: dict[str, Any] = {**PLAIN, "intermediate_size": HIDDEN, "num_key_value_heads": KV_HEADS}
 WIDE = {**GATED, "head_dim": 10}
 GPT2 = {**TOKENS, "n_embd": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, "n_positions": 64}
 MOE = {**GATED, "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 20}

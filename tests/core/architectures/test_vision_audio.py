@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from tests.core import tiny
-from tests.core.architectures import parity
-from tests.core.architectures.parity import close, randomised
 from torch import Tensor, nn
 
 import actkit as ak
 from actkit.core.errors import SiteError
 from actkit.core.model import Model
+from tests.core import tiny
+from tests.core.architectures import parity
+from tests.core.architectures.parity import close, randomised
 
 TOWER: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3}
 IMAGES: dict[str, Any] = {**TOWER, "image_size": 15, "patch_size": 5}
@@ -135,7 +135,7 @@ def test_vision_edits_and_cleanup(vision: tuple[str, Model]) -> None:
     parity.check_moves(m, pixels())
     path = next(p for p, sub in m.module.named_modules() if sub is block(name, m, 2))
     parity.check_cleanup(m, pixels(), path)
-    assert m.sites("vision.resid_post.3") == m.sites("resid_post.3")
+    assert m.sites("vision.resid_post.3")[0].where == m.sites("resid_post.3")[0].where
     with pytest.raises(SiteError, match="logits: a score belongs to the whole image"):
         m.sites("logits")
 
@@ -210,10 +210,21 @@ def test_clip_has_both_towers() -> None:
 
 
 def test_three_tokens_are_not_taken_for_three_colours() -> None:
-    m = clip()
-    texts = {"input_ids": torch.tensor([[5, 17, 2]] * 3), "pixel_values": pixels(3)}
+    """An image of one patch: what is told of a text's last token is told of no patch."""
+    eye: dict[str, Any] = {**IMAGES, "image_size": 5, "intermediate_size": 37}
+    config = tf.CLIPConfig(projection_dim=11, text_config=TEXT, vision_config=eye)
+    m = Model(randomised(tf.CLIPModel(config)))
+    texts = {
+        "input_ids": torch.tensor([[5, 17, 2], [7, 2, 0], [9, 11, 2]]),
+        "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1]]),
+        "pixel_values": pixels(3)[..., :5, :5],
+    }
     rec = m.run(texts, ["vision.embeddings", "vision.z.1", "text.z.1"])
-    assert (rec.rows_of("vision.z.1").token == -1).all()
+    for name, tokens in (("vision.embeddings", 1), ("vision.z.1", 2)):
+        rows = rec.rows_of(name)
+        assert rows.valid.shape == (3, tokens) and rows.valid.all()
+        assert rows.position.tolist() == [list(range(tokens))] * 3
+        assert (rows.token == -1).all()
     assert (rec.rows_of("text.z.1").token == texts["input_ids"]).all()
 
 
@@ -229,7 +240,7 @@ def test_clips_towers_alone_have_the_same_points() -> None:
         assert len(alone) == len([n for n in rec if n.startswith(prefix)])
         for name in alone:
             assert torch.equal(alone[name], rec[f"{prefix}.{name}"])
-    assert text.sites("text.z.1") == text.sites("z.1")
+    assert text.sites("text.z.1")[0].where == text.sites("z.1")[0].where
 
 
 def test_clips_text_tower_reads_padded_texts_like_single_ones() -> None:
@@ -551,7 +562,7 @@ def test_wav2vec2_edits_and_cleanup(audio: tuple[str, Model]) -> None:
     parity.check_moves(Model(randomised(AUDIO[name](), std=0.6)), WAVES)
     base = prefix(m) if hasattr(m.module, prefix(m)) else ""
     parity.check_cleanup(m, WAVES, f"{base}.encoder.layers.3".lstrip("."))
-    assert m.sites("audio.z.1") == m.sites("z.1")
+    assert m.sites("audio.z.1")[0].where == m.sites("z.1")[0].where
     if not name.endswith("stable"):
         with pytest.raises(SiteError, match="final_norm: its blocks end with their norm"):
             m.sites("final_norm")

@@ -1,0 +1,249 @@
+"""What the readings of a scan say, in sentences and figures.
+
+Each function takes the labels of the layers, their finished readings (at least one, each with
+rows) and what shows a token as text. Both the numbers and the claim of a sentence are computed.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from math import isnan, log, nan
+from statistics import median
+from typing import Any
+
+from actkit.read.massive import Massive, MassiveResult
+from actkit.read.moments import MomentsResult
+from actkit.read.sinks import Sinks, SinksResult
+from actkit.read.sparsity import SparsityResult
+from actkit.read.spectrum import SpectrumResult
+from actkit.report.report import Figure
+from actkit.report.words import count, listed, number, percent
+
+Decode = Callable[[int], str] | None
+Told = tuple[list[str], list[Figure]]
+ROWS_PER_DIMENSION = 4
+"""Below this, a rank says more about the number of rows than about the layer."""
+
+
+def size(names: Sequence[str], results: Sequence[MomentsResult], _: Decode) -> Told:
+    """Tell how long vectors are, and how that changes from layer to layer."""
+    means = [r.norm_mean for r in results]
+    findings = [_change(names, means)]
+    steps = {
+        i: b / a for i, (a, b) in enumerate(pairwise(means)) if a > 0 and b > 0 and len(means) > 2
+    }
+    if steps:
+        at = max(steps, key=lambda i: abs(log(steps[i])))
+        findings.append(
+            f"The largest change from one layer to the next is by a factor of "
+            f"{number(steps[at])}, from {names[at]} to {names[at + 1]}."
+        )
+    spread = {
+        n: r.norm_std / r.norm_mean for n, r in zip(names, results, strict=True) if r.norm_mean
+    }
+    if spread:
+        most = max(spread, key=spread.__getitem__)
+        usual = f"; in the median layer it is {percent(median(spread.values()))}"
+        findings.append(
+            f"Lengths vary most at layer {most}: their standard deviation is "
+            f"{percent(spread[most])} of their mean{usual if len(spread) > 1 else ''}."
+        )
+    low = min((m for m in means if m > 0), default=0.0)
+    figure = _figure(
+        "Length of a vector", names, "L2 norm",
+        {"longest": [r.norm_max for r in results], "mean": means,
+         "shortest": [r.norm_min for r in results]},
+        log=max(means) > 20 * low > 0,
+    )  # fmt: skip
+    return findings, [figure]
+
+
+def _change(names: Sequence[str], means: Sequence[float]) -> str:
+    first, last = number(means[0]), number(means[-1])
+    if len(means) == 1:
+        return f"The mean length of a vector at layer {names[0]} is {first}."
+    if first == last:
+        return f"The mean length of a vector is {first} at layer {names[0]} and {names[-1]} alike."
+    word = "grows" if means[-1] > means[0] else "shrinks"
+    factor = f", a factor of {number(means[-1] / means[0])}" if means[0] > 0 else ""
+    return (
+        f"The mean length of a vector {word} from {first} at layer {names[0]} to {last} at layer "
+        f"{names[-1]}{factor}."
+    )
+
+
+def sparse(names: Sequence[str], results: Sequence[SparsityResult], _: Decode) -> Told:
+    """Tell how many activations are zero or small, and how many units never fire."""
+    level = results[0].levels[1]
+    widths = [r.active_KD.shape[1] for r in results]
+    entries = [r.num_rows * w for r, w in zip(results, widths, strict=True)]
+    zeros, small = ([r.below[k] for r in results] for k in (0, 1))
+    all_zeros, all_small = (
+        sum(s * n for s, n in zip(shares, entries, strict=True)) / sum(entries)
+        for shares in (zeros, small)
+    )
+    findings = ["No activation is exactly zero."]
+    if max(zeros) > 0:
+        findings = [f"{percent(all_zeros)} of activations are exactly zero{_range(names, zeros)}."]
+    findings.append(
+        f"{percent(all_small)} of activations are at most {level:g} in size{_range(names, small)}."
+    )
+    dead = [r.num_dead[1] for r in results]
+    most = f", {max(dead):,} of them at layer {names[dead.index(max(dead))]}"
+    findings.append(
+        f"{sum(dead):,} of {count(sum(widths), 'unit')} never "
+        f"{'exceeds' if sum(dead) == 1 else 'exceed'} {level:g} in size on this data"
+        f"{most if max(dead) and len(dead) > 1 else ''}."
+    )
+    figure = _figure(
+        "Share of activations", names, "share",
+        {f"at most {level:g} in size": small, "exactly zero": zeros}, percent=True,
+    )  # fmt: skip
+    return findings, [figure]
+
+
+def _range(names: Sequence[str], shares: Sequence[float]) -> str:
+    """Return where shares are lowest and highest, "" if they read alike."""
+    low, high = min(shares), max(shares)
+    if percent(low) == percent(high):
+        return ""
+    return (
+        f", from {percent(low)} at layer {names[shares.index(low)]} to {percent(high)} at layer "
+        f"{names[shares.index(high)]}"
+    )
+
+
+def dominant(names: Sequence[str], results: Sequence[MassiveResult], decode: Decode) -> Told:
+    """Tell which units hold the largest activations, where, and whether they are massive."""
+    ratios = [r.ratios[0] for r in results]
+    at = ratios.index(max(ratios))
+    peak = results[at].top[0]
+    token = f", token {decode(peak.token)!r}" if decode is not None and peak.token >= 0 else ""
+    against = f"{number(ratios[at])} times the median size there"
+    findings = [
+        f"Against the rest of its layer, the largest activation is {number(peak.value)} in unit "
+        f"{peak.unit} at layer {names[at]} (position {peak.position}{token}): "
+        f"{against if results[at].median else 'the median size there is 0'}."
+    ]
+    unit, times = Counter(r.top[0].unit for r in results).most_common(1)[0]
+    if times > 1:
+        findings.append(
+            f"Unit {unit} holds the largest activation of {times} of {len(results)} layers."
+        )
+    findings.append(_massive(names, results))
+    figure = _figure(
+        "Largest activation against the median", names, "size",
+        {"largest": [abs(r.top[0].value) for r in results],
+         "median": [r.median for r in results]},
+        log=True,
+    )  # fmt: skip
+    return findings, [figure]
+
+
+def _massive(names: Sequence[str], results: Sequence[MassiveResult]) -> str:
+    rule = f"over {number(Massive.floor)} and at least {number(Massive.ratio)} times the median"
+    held = [i for i, r in enumerate(results) if r.num_massive]
+    if not held:
+        return f"No activation is massive ({rule})."
+    units = sorted({u for i in held for u in results[i].massive_units})
+    places = sorted({results[i].top[0].position for i in held})
+    span = f"layer {names[held[0]]}"
+    if len(held) > 1:
+        gaps = held[-1] - held[0] >= len(held)
+        span = f"layers {names[held[0]]} to {names[held[-1]]}{' with gaps' if gaps else ''}"
+    return (
+        f"{len(held)} of {count(len(results), 'layer')} {'hold' if len(held) > 1 else 'holds'} "
+        f"massive activations ({rule}): {span}, {'unit' if len(units) == 1 else 'units'} "
+        f"{listed(units)}, the largest of each layer at position {listed(places)}."
+    )
+
+
+def dimensions(names: Sequence[str], results: Sequence[SpectrumResult], _: Decode) -> Told:
+    """Tell how many dimensions the rows spread over."""
+    ranks = [r.effective_rank for r in results]
+    widths = [len(r.eigenvalues_D) for r in results]
+    shares = [a / b for a, b in zip(ranks, widths, strict=True)]
+
+    def rank(i: int) -> str:
+        return (
+            f"{number(ranks[i])} of {count(widths[i], 'dimension')} ({percent(shares[i])}) at "
+            f"layer {names[i]}"
+        )
+
+    low, high = shares.index(min(shares)), shares.index(max(shares))
+    findings = [f"The effective rank is {rank(low)}."]
+    if low != high:
+        findings = [f"The effective rank is lowest, {rank(low)}, and highest, {rank(high)}."]
+    varied = [(r.share_first, n) for r, n in zip(results, names, strict=True) if r.num_90]
+    if varied:
+        share, name = max(varied)
+        findings.append(
+            f"One direction holds up to {percent(share)} of the variance (layer {name}); 90 % of "
+            f"it takes {_span(r.num_90 for r in results if r.num_90)}."
+        )
+    if len(varied) < len(results):
+        findings.append(f"At {count(len(results) - len(varied), 'layer')} all rows are equal.")
+    few = sum(r.num_rows < ROWS_PER_DIMENSION * w for r, w in zip(results, widths, strict=True))
+    if few:
+        findings.append(
+            f"{count(few, 'layer')} had fewer than {ROWS_PER_DIMENSION} rows for each dimension, "
+            "which makes these numbers too low there."
+        )
+    figure = _figure(
+        "Dimensions in use", names, "number of dimensions",
+        {"RankMe": [r.rankme for r in results],
+         "directions for 90 %": [r.num_90 for r in results], "effective rank": ranks},
+    )  # fmt: skip
+    return findings, [figure]
+
+
+def _span(numbers: Iterable[int]) -> str:
+    found = sorted(numbers)
+    if found[0] == found[-1]:
+        return count(found[0], "direction")
+    return f"{found[0]} to {count(found[-1], 'direction')}"
+
+
+def rests(names: Sequence[str], results: Sequence[SinksResult], _: Decode) -> Told:
+    """Tell how much attention rests on the first token, and how focused it is."""
+    masses = [r.first_H.tolist() for r in results]
+    heads = [x for m in masses for x in m]
+    means = [sum(m) / len(m) for m in masses]
+    num_sinks = sum(x > Sinks.threshold for x in heads)
+    findings = [
+        f"{percent(sum(heads) / len(heads))} of attention rests on the first token"
+        f"{_range(names, means)}.",
+        f"{num_sinks} of {count(len(heads), 'head')} "
+        f"{'gives' if num_sinks == 1 else 'give'} it more than {percent(Sinks.threshold)}.",
+    ]
+    evenness = {n: float(r.spread_H.mean()) for n, r in zip(names, results, strict=True)}
+    focused = min(evenness, key=lambda n: (isnan(evenness[n]), evenness[n]))
+    findings.append(
+        f"Attention is most focused at layer {focused}, where its entropy is "
+        f"{percent(evenness[focused])} of that of even attention."
+    )
+    most = max(map(len, masses))
+    rows = {f"head {h}": [m[h] if h < len(m) else nan for m in masses] for h in range(most)}
+    figure = _figure(
+        "Attention on the first token", names, "share of attention", rows,
+        percent=True, kind="map",
+    )  # fmt: skip
+    return findings, [figure]
+
+
+def _figure(
+    title: str,
+    names: Sequence[str],
+    unit: str,
+    series: Mapping[str, Sequence[float]],
+    **how: Any,
+) -> Figure:
+    values = {name: tuple(map(float, v)) for name, v in series.items()}
+    return Figure(
+        **{"kind": "lines", **how},
+        title=title,
+        x=tuple(names),
+        x_title="layer",
+        y_title=unit,
+        series=values,
+    )
