@@ -142,8 +142,8 @@ def test_attention_by_another_formula_is_refused(monkeypatch: pytest.MonkeyPatch
         return original(module, 1.01 * query, *rest, **settings)
 
     monkeypatch.setattr(modeling_stablelm, "eager_attention_forward", sharper)
-    config = tf.StableLmConfig(**GATED, attn_implementation="eager")
-    m = Model(randomised(tf.StableLmForCausalLM(config)))
+    settings: dict[str, Any] = {**GATED, "attn_implementation": "eager"}
+    m = Model(randomised(tf.StableLmForCausalLM(tf.StableLmConfig(**settings))))
     assert lacked(m) == SCORES | EXPERTS
     monkeypatch.undo()
     assert lacked(Model(m.module)) == EXPERTS

@@ -96,14 +96,15 @@ class AttentionSocket:
     ) -> tuple[Tensor, Tensor | None]:
         """Stand in for the kernel: (B, H, T, K) queries, (B, G, S, K) keys and values."""
         sockets = self._chain()
-        edited = any(t.edits for s in sockets for taps in s.taps.values() for t in taps)
-        scores_BHTS = attention_scores(module, query, key, attention_mask, settings)
+        with_edits = any(t.edits for s in sockets for taps in s.taps.values() for t in taps)
+        scores_BHTS = given = attention_scores(module, query, key, attention_mask, settings)
         for socket in sockets:
             scores_BHTS = socket._passed("scores", scores_BHTS)
-        probs_BHTS = attention_probs(scores_BHTS, settings.get("s_aux")).to(query.dtype)
+        edited = with_edits and scores_BHTS is not given
+        probs_BHTS = given = attention_probs(scores_BHTS, settings.get("s_aux")).to(query.dtype)
         for socket in sockets:
             probs_BHTS = socket._passed("probs", probs_BHTS)
-        if edited:
+        if edited or (with_edits and probs_BHTS is not given):
             return grouped(probs_BHTS, value).transpose(1, 2).contiguous(), probs_BHTS
         kernel = sockets[0]._kernel()
         output, weights = kernel(module, query, key, value, attention_mask, **settings)

@@ -132,13 +132,13 @@ def _header(metadata: dict[str, str], path: Any) -> dict[str, Any]:
         raise DataError(f"an edit file must be written by save_edits: {path} has no {KEY!r}")
     try:
         header: dict[str, Any] = json.loads(metadata[KEY])
-        version, writer = int(header["format"]), header["actkit"]
+        number, writer = int(header["format"]), header["actkit"]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"an edit file's header must be whole: {path}: {error!r}") from error
-    if version > FORMAT:
+    if number > FORMAT:
         raise DataError(
             f"this actkit {version('actkit')} reads edit files up to format {FORMAT}: {path} has "
-            f"format {version}, written by actkit {writer}; update actkit"
+            f"format {number}, written by actkit {writer}; update actkit"
         )
     return header
 

@@ -60,8 +60,8 @@ def load_gguf(path: Path, options: Options) -> Loaded:
             cache cannot be written.
     """
     dtype = options.dtype or torch.float32
-    header = read_header(path)
-    sha = file_hash(path)
+    with opening(f"cannot read {path}"):
+        header, sha = read_header(path), file_hash(path)
     folder = kept(sha, dtype) or _keep(path, header, sha, dtype)
     return load_folder(folder, path.stem, replace(options, dtype=dtype))
 

@@ -203,7 +203,8 @@ def _hub_failure(repo: str, options: Options) -> Exception | None:
 
 def _load(source: str, name: str, options: Options) -> Loaded:
     require("transformers")
-    with opening(f"cannot open {source}"), quiet_bars():
+    what = name if name == source else f"{name} ({source})"
+    with opening(f"cannot open {what}"), quiet_bars():
         module = _module(source, options)
         tokenizer = _companion(source, options, "AutoTokenizer", TOKENIZER_FILES)
         processor = _companion(source, options, "AutoProcessor", PROCESSOR_FILES)

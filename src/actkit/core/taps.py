@@ -31,8 +31,9 @@ class Tap:
         """Edit and, in a module's first call, read; return the tensor that flows on."""
         x = self._view(raw, moment.batch)
         if self.edits:
-            x = self._edited(x, moment)
-            raw = self._put(raw, x, moment.batch)
+            new = self._edited(x, moment)
+            raw = raw if new is x else self._put(raw, new, moment.batch)
+            x = new
         self.fired = True
         if self.read is not None and first:
             if torch.is_grad_enabled() and x.is_floating_point():
@@ -65,14 +66,14 @@ class Tap:
         axes = self.site.axes or axes_of(x)
         if self.site.head is not None and axes == "BTHK":
             axes = "BTD"
-        rows = rows_first(x, axes)
+        rows = given = rows_first(x, axes)
         moment.batch = moment.batch or len(rows)
         for i, edit in enumerate(self._fitted(rows, axes)):
             new = edit.write(rows, moment)
             if new is not rows:
                 self.acted.add(i)
             rows = new
-        return rows_back(rows, axes, x)
+        return x if rows is given else rows_back(rows, axes, x)
 
     def _fitted(self, rows: Tensor, axes: str) -> list[Edit]:
         """Return the edits with their tensors like the rows; kept unless gradients pass."""

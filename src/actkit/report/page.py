@@ -110,7 +110,7 @@ def _plot(figure: Figure) -> go.Figure:
         hoverlabel={"font": {"family": "system-ui, sans-serif"}},
     )  # fmt: skip
     plot.update_xaxes(
-        title=figure.x_title, type="category", tickangle="auto", automargin=True, nticks=16
+        title=figure.x_title, type="category", automargin=True, nticks=16
     )
     return plot
 
