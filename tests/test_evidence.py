@@ -45,7 +45,7 @@ def test_every_paper_stands_and_only_those_with_evidence_work() -> None:
     assert [key for key, standing in table.items() if standing.works] == [KEY]
     assert table[KEY] == Standing(
         works=True,
-        methods=("massive",),
+        methods=("massive", "kv_bias_attention"),
         figures=(Figure("ratio", 1234.5678, ">= 1000", holds=True),),
         tests=("tests/steer/test_x.py::test_one",),
         seconds=1.3,

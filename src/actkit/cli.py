@@ -5,13 +5,18 @@ Nothing heavy is imported before a command runs, so help and listings answer at 
 
 import json
 import sys
+from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from actkit import __version__
 from actkit.core.errors import ActkitError
+
+if TYPE_CHECKING:
+    from actkit.catalog import Entry
 
 app = typer.Typer(
     add_completion=False,
@@ -19,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="One instrument for the activations of neural networks.",
 )
-methods_app = typer.Typer(help="The methods that actkit has.", invoke_without_command=True)
+methods_app = typer.Typer(help="List the methods, or show one.", invoke_without_command=True)
 app.add_typer(methods_app, name="methods")
 
 Source = Annotated[
@@ -31,13 +36,19 @@ Source = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Data = Annotated[
     str | None,
-    typer.Option(help="Your data: .txt, .jsonl, .csv, .parquet, a folder, or hf:NAME."),
+    typer.Option(
+        help="Your data: .txt, .jsonl, .csv, .parquet, images, a folder of them, or hf:NAME. "
+        "Without it, bundled prose or photos."
+    ),
 ]
-Tokens = Annotated[int, typer.Option(help="Tokens of text to use at most.")]
+Tokens = Annotated[int, typer.Option(min=1, help="Tokens of text to read at most.")]
 
 
 def main() -> None:
     """Run the command line; an error of actkit's is one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # a log file may not know bars and accents
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except ActkitError as error:
@@ -66,13 +77,12 @@ def scan(
     """Ask a network the first questions: how big, how sparse, which units, dimensions, sinks."""
     import actkit as ak
 
-    model = ak.open(source)
-    samples = None if data is None else ak.data.load(data)
-    report = ak.scan(model, samples, num_tokens=tokens)
-    report.to_json(out / "report.json")
+    _folder(out)
+    report = ak.scan(ak.open(source), _data(data), num_tokens=tokens)
     page = report.to_html(out / "index.html")
+    text = report.to_json(out / "report.json")
     if as_json:
-        typer.echo(report.to_json())
+        typer.echo(text)
         return
     report.print()
     typer.echo(f"\nwrote {page} and {out / 'report.json'}")
@@ -84,7 +94,9 @@ def open_(
     pattern: Annotated[
         str | None, typer.Argument(help="Sites, for example 'resid_post.*'.")
     ] = None,
-    refused: Annotated[bool, typer.Option(help="Also show what is lacking, and why.")] = False,
+    refused: Annotated[
+        bool, typer.Option("--refused", help="Also show what is lacking, and why.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what is in a network: its sites, their shapes and where they are."""
@@ -92,16 +104,18 @@ def open_(
 
     model = ak.open(source)
     sites = model.sites(pattern, refused)
-    rows = [
-        {"name": s.name, "shape": s.shape, "where": s.where, "refused": s.refused} for s in sites
-    ]
     if as_json:
+        rows = [
+            {"name": s.name, "shape": s.shape, "where": s.where, "refused": s.refused}
+            for s in sites
+        ]
         _print_json({"model": model.name, "note": model.note, "sites": rows})
         return
-    typer.echo(f"{model!r}\n{model.note}\n")
-    for site in sites:
-        shape = "x".join(map(str, site.shape)) if site.shape else "as the run tells"
-        typer.echo(f"{site.name:24} {site.refused or f'{shape:28} {site.where}'}")
+    typer.echo(f"{model!r}\n{model.note}")
+    table = [
+        (s.name, ", ".join(map(str, s.shape or ())) or "-", s.refused or s.where) for s in sites
+    ]
+    _print_table(table)
 
 
 @app.command()
@@ -114,18 +128,18 @@ def record(
     dtype: Annotated[str, typer.Option(help="bfloat16, float32, ...")] = "bfloat16",
     as_json: AsJson = False,
 ) -> None:
-    """Record sites over a corpus into a store on disk; resumes where it stopped."""
+    """Record sites over a corpus into a store on disk; goes on where it stopped."""
     import actkit as ak
-    from actkit.report.scan import samples
+    from actkit.report.feed import Feed
 
     model = ak.open(source)
-    texts = None if data is None else ak.data.load(data)
-    store = model.harvest(samples(model, texts, tokens), site, to, dtype=dtype)
-    facts: dict[str, Any] = {"path": str(to), "rows": len(store), "sites": list(store.sites)}
+    feed = Feed(model, _data(data), tokens)
+    store = model.harvest(feed, site, to, dtype=dtype)
+    facts = {"path": str(to), "rows": len(store), "sites": list(store.sites), "data": str(feed)}
     if as_json:
         _print_json(facts)
         return
-    typer.echo(f"{facts['rows']:,} rows of {', '.join(facts['sites'])} in {to}")
+    typer.echo(f"{len(store):,} rows of {', '.join(store.sites)} in {to}\n{feed}")
 
 
 @methods_app.callback()
@@ -134,7 +148,8 @@ def methods(
     family: Annotated[str | None, typer.Option(help="One family only.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the methods."""
+    """List the methods, or show one."""
+    context.obj = as_json
     if context.invoked_subcommand is not None:
         return
     from actkit.catalog import methods as entries
@@ -143,27 +158,29 @@ def methods(
     if as_json:
         _print_json([_card(e) for e in found])
         return
-    for entry in found:
-        typer.echo(f"{entry.family:8} {entry.name:20} {entry.summary}")
+    _print_table([(e.family, e.name, e.summary) for e in found])
 
 
 @methods_app.command()
-def show(name: str, as_json: AsJson = False) -> None:
+def show(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="As `actkit methods` lists it.")],
+    as_json: AsJson = False,
+) -> None:
     """Show one method: what it does, its source and how it is called."""
     from actkit.catalog import entry
 
     card = _card(entry(name))
-    if as_json:
+    if as_json or context.obj:
         _print_json(card)
         return
-    for key, value in card.items():
-        typer.echo(f"{key:10} {value}")
+    _print_table([(key, value) for key, value in card.items()])
 
 
 @app.command()
 def papers(
     question: Annotated[str, typer.Argument(help="For example: how do I stop a refusal?")],
-    num: Annotated[int, typer.Option(help="How many answers.")] = 8,
+    num: Annotated[int, typer.Option(min=1, help="How many answers at most.")] = 8,
     as_json: AsJson = False,
 ) -> None:
     """Go from a question to the papers and methods that answer it, and whether they work here."""
@@ -176,14 +193,40 @@ def papers(
     typer.echo(str(answer))
 
 
-def _card(entry: Any) -> dict[str, Any]:
+def _data(source: str | None) -> Any:
+    """Open a user's data; None stays None."""
+    if source is None:
+        return None
+    import actkit as ak
+
+    return ak.data.load(source)
+
+
+def _folder(path: Path) -> None:
+    """Make a folder before long work begins, or say why it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ActkitError(f"--out needs a folder, got {path}: {error.strerror}") from error
+
+
+def _card(entry: "Entry") -> dict[str, Any]:
     return {
         "name": entry.name,
         "family": entry.family,
         "summary": entry.summary,
         "source": entry.source,
-        "signature": entry.signature,
+        "call": entry.signature,
     }
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print columns that line up; the last one is as long as it likes."""
+    columns = list(zip(*rows, strict=True))[:-1]
+    widths = [max(map(len, column)) for column in columns]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        typer.echo("  ".join([*cells, row[-1]]))
 
 
 def _print_json(value: Any) -> None:

@@ -117,7 +117,7 @@ def test_tokens_in_generation(m: Model, name: str, cache: str) -> None:
         (slice(0, 4, 2), lambda s: (s == 0) | (s == 2)),
         (torch.tensor([False, True, False, True]), lambda s: (s == 1) | (s == 3)),
     ],
-    ids=str,
+    ids=["first", "one", "several", "from", "every-second", "mask"],
 )
 @pytest.mark.parametrize("tokens", ["all", "last", -1, slice(-2, None)], ids=str)
 def test_steps_in_generation(m: Model, steps: Any, inside: Any, tokens: Any) -> None:
@@ -238,6 +238,17 @@ def test_steps_start_anew_with_each_prompt(m: Model) -> None:
         assert torch.equal(first, second)
         texts = m.generate(tiny.PROMPTS, [ak.add(SITE, VECTOR, where=where)], max_new_tokens=NEW)
         assert [ids_of(t) for t in texts] == first[:, 7:].tolist()
+
+
+def test_prompts_of_other_lengths_may_follow(m: Model) -> None:
+    edit = ak.add(SITE, VECTOR, where=ak.Where(tokens=slice(-2, -1)))
+    longer = ["w31 w32 w33 w34", "w1 w2 w3 w4 w5 w6 w7 w8 w9", "w5 w6"]
+    found = []
+    with m.edited([edit]):
+        for prompts in (tiny.PROMPTS, longer, tiny.PROMPTS):
+            found.append(m.generate(prompts, max_new_tokens=NEW))
+    assert found[0] == found[2] == m.generate(tiny.PROMPTS, [edit], max_new_tokens=NEW)
+    assert found[1] == m.generate(longer, [edit], max_new_tokens=NEW)
 
 
 def test_a_cache_of_the_users_own(m: Model) -> None:

@@ -1,5 +1,7 @@
 """The bytes that autograd keeps, against counts by hand."""
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -45,10 +47,26 @@ def test_nothing_is_kept_without_gradients() -> None:
 def test_a_new_tensor_at_an_old_address_counts() -> None:
     """A kept tensor that is freed and made again must not look like the first."""
     with SavedMeter() as meter:
-        for _ in range(4):
-            x = torch.ones(1000, requires_grad=True)
-            (x * 2).exp()
-    assert meter.num_bytes == 4 * 4000
+        for _ in range(30):
+            torch.ones(1000, requires_grad=True).exp()
+    assert meter.num_bytes == 30 * 4000
+
+
+def test_what_was_kept_is_freed_with_its_graph() -> None:
+    x = tiny.uneven(5, 7).requires_grad_()
+    with SavedMeter():
+        y = x.exp()
+        kept = weakref.ref(y)
+    del y
+    assert kept() is None
+
+
+def test_second_gradients_pass() -> None:
+    x = tiny.uneven(5, 7, dtype=torch.float64).requires_grad_()
+    with SavedMeter():
+        (first,) = torch.autograd.grad(x.exp().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.pow(2).sum(), x)
+    torch.testing.assert_close(second, 2 * (2 * x.detach()).exp())
 
 
 def test_gradients_are_the_same() -> None:

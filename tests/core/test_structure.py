@@ -328,6 +328,7 @@ def test_training_mode_and_random_state_stay() -> None:
         m = Model(module)
     assert torch.random.get_rng_state().equal(before)
     assert had(m) >= SUMS  # checked without the dropout that training puts in between
+    assert had(Model(Decoder(serial).bfloat16())) == had(m)
 
 
 class Refusing(Decoder):
@@ -370,6 +371,16 @@ def test_adds_up_sees_a_part_that_is_scaled_by_a_hundredth() -> None:
     assert not adds_up(a + b + 0.99 * c, a, b, c)
     assert not adds_up(a, a, torch.zeros_like(a))  # nothing was added, nothing is claimed
     assert not adds_up(a + b, a, b, None) and not adds_up(None, a, b)
-    low = [x.bfloat16() for x in (a, b, c)]
-    assert adds_up(low[0] + low[1] + low[2], *low)
-    assert not adds_up(low[0] + low[1] + 0.8 * low[2], *low)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_adds_up_in_every_precision(dtype: torch.dtype) -> None:
+    """Large numbers in a few channels, which swallow what is added there, change nothing."""
+    gen = torch.Generator().manual_seed(0)
+    a, b, c = (torch.randn(3, 4, 50, 90, generator=gen) + 0.3 for _ in range(3))
+    a[..., 7] *= 1000.0
+    a, b, c = (x.to(dtype) for x in (3 * a, b, 0.3 * c))
+    assert adds_up((a + b) + c, a, b, c) and adds_up(a + (b + c), a, b, c)
+    for factor in (0.99, 1.01):
+        assert not adds_up((a + factor * b) + c, a, b, c)
+        assert not adds_up((a + b) + factor * c, a, b, c)

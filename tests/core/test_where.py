@@ -241,7 +241,6 @@ def test_what_is_no_index_is_refused_at_once(fields: dict[str, Any], message: st
         ("resid_post.1", ak.Where(tokens=4, rows=1), "met nothing"),
         ("resid_post.1", ak.Where(tokens=torch.zeros(3, 7).bool()), "met nothing"),
     ],
-    ids=str,
 )
 def test_what_is_not_there_is_refused_in_a_run(
     m: Model, site: str, where: ak.Where, message: str

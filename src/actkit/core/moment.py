@@ -82,7 +82,7 @@ class Moment:
         own = copy(self)
         own._mask = None if self._mask is None else self._mask[rows]
         own._tokens = None if self._tokens is None else self._tokens[rows]
-        own._prompt = None if self._prompt is None else self._prompt[rows]
+        own._prompt = None
         return own
 
     def validity(self, batch: int, num_tokens: int) -> Tensor:

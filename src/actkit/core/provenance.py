@@ -76,6 +76,8 @@ def weight_hash(module: nn.Module) -> str:
 def stamp(model: "Model", *, seed: int | None = None, **settings: Any) -> dict[str, Any]:
     """Return what every artefact carries; it can be written as JSON.
 
+    The weights' hash is None for a network whose weights are partly offloaded from memory.
+
     Args:
         model: The opened network.
         seed: The seed of the run, if it had one.
@@ -87,10 +89,14 @@ def stamp(model: "Model", *, seed: int | None = None, **settings: Any) -> dict[s
         "torch": torch.__version__,
         "transformers": _version("transformers"),
         "model": model.name,
-        "weights": weight_hash(model.module),
+        "weights": None if _offloaded(model.module) else weight_hash(model.module),
         "seed": seed,
         "settings": json.loads(json.dumps(settings, default=str)),
     }
+
+
+def _offloaded(module: nn.Module) -> bool:
+    return any(p.is_meta for p in module.parameters()) and hasattr(module, "hf_device_map")
 
 
 def _check_bytes(name: str, tensor: Tensor) -> None:

@@ -57,4 +57,4 @@ class SavedMeter:
             self._known.add(address)
             self._kept.append(tensor.detach())  # so that no other storage takes this address
             self.num_bytes += tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself may own the graph that now keeps it

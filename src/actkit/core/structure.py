@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actkit.core.edit import add, apply
+from actkit.core.edit import apply, scale
 from actkit.core.moment import Moment
 from actkit.core.sight import Sight, adds_up, is_norm, same, watched
 from actkit.core.sites import POINTS, Place, Site, Stack, into, out, stack_sites
@@ -240,28 +240,26 @@ def _firm(network: nn.Module, stack: Stack) -> set[str]:
         values[site.name] = x.clone()
 
     sites = [s for s in stack_sites(stack, "") if not s.refused]
-    vector = torch.linspace(0.5, 1.5, stack.width)
-    taps = [
-        Tap(s, [add(s.name, vector)] if s.name.startswith("resid_mid.") else [], keep)
-        for s in sites
-    ]
+    turned = [scale(s.name, -1.0) if s.name.startswith("resid_mid.") else None for s in sites]
+    taps = [Tap(s, [e] if e else [], keep) for s, e in zip(sites, turned, strict=True)]
     watched(network, taps)
     lost = {s.name.partition(".")[0] for s in sites if s.name not in values}
     points = {s.name.partition(".")[0] for s in sites} - lost
-    return points if _moved(values, stack, vector) else points - {"resid_mid"}
+    return points if _turned(values, stack) else points - {"resid_mid"}
 
 
-def _moved(values: dict[str, Tensor], stack: Stack, vector: Tensor) -> bool:
-    """Say whether a vector added in the middle of the stream of every block stayed in it."""
+def _turned(values: dict[str, Tensor], stack: Stack) -> bool:
+    """Say whether the stream, whose sign was turned in the middle of every block, went on so."""
 
     def of(point: str) -> Tensor | None:
         found = [values.get(f"{point}.{i}") for i in range(stack.num_blocks)]
         known = [x for x in found if x is not None]
         return torch.stack(known) if len(known) == len(found) else None
 
-    after = of("resid_post")
-    moved = None if after is None else vector.to(after).expand_as(after)
-    return adds_up(after, of("resid_pre"), of("attn_out"), moved, of("mlp_out"))
+    stream, attn = of("resid_pre"), of("attn_out")
+    if stream is None or attn is None:
+        return False
+    return adds_up(of("resid_post"), -stream, -attn, of("mlp_out"))
 
 
 def _explicit_form_agrees(network: nn.Module, stack: Stack, wanted: Tensor) -> bool:

@@ -19,6 +19,8 @@ from actkit.store._digest import digest
 
 LENGTH = 128
 """Tokens of one block of text, its special tokens included."""
+UNITS = {"tokens": "token", "images": "image", "batches": "input"}
+"""The kinds of data, and what one of them is called."""
 
 
 class Feed:
@@ -42,7 +44,9 @@ class Feed:
         InputError: There is no data, or none that this network takes.
     """
 
-    def __init__(self, model: Model, data: Any, num_tokens: int, batch_size: int) -> None:
+    def __init__(
+        self, model: Model, data: Any = None, num_tokens: int = 4096, batch_size: int = 8
+    ) -> None:
         """Look at the first sample, to see what the data are."""
         if num_tokens < 1 or batch_size < 1:
             raise InputError(
@@ -57,25 +61,27 @@ class Feed:
         self.kind = _kind(first)
         self._samples = chain([first], items)
         self._texts = isinstance(first, str)
-        self._num, self._more, self.sha256 = 0, False, ""
+        self._num, self._passed, self._more, self.sha256 = 0, 0, False, ""
 
     def __iter__(self) -> Iterator[Any]:
         """Yield samples or batches, once."""
         made = {"tokens": self._blocks, "images": self._images, "batches": self._batches}
         for item in made[self.kind]():
             self.sha256 = digest([self.sha256, item.kwargs if isinstance(item, Batch) else item])
+            self._passed += 1
             yield item
 
     def __str__(self) -> str:
         """Return what has passed, in words."""
+        part = "the first" if self._more else "all" if self._num > 1 else "the"
+        read = f"{part} {count(self._num, UNITS[self.kind])} of {self._source}"
         if self.kind == "tokens":
-            part = "the first" if self._more else "all"
-            rest = " (the rest was not read)" if self._more else ""
-            return f"{part} {count(self._num, 'token')} of {self._source}{rest}"
+            rest = ", the rest was not read" if self._more else ""
+            return f"{read} in {count(self._passed, 'sample')}{rest}"
         if self.kind == "images":
             how = "its processor" if self._model.processor else "(x - 127) / 128"
-            return f"all {count(self._num, 'image')} of {self._source}, scaled by {how}"
-        return f"all {count(self._num, 'input')} of {self._source}"
+            return f"{read}, scaled by {how}"
+        return read
 
     def reached(self, stacks: Sequence[str]) -> Sequence[str]:
         """Return which of a network's stacks these data reach.
@@ -152,13 +158,13 @@ def _bundled(model: Model) -> tuple[str, Iterable[Any]]:
 
 def _given(data: Any) -> tuple[str, Iterable[Any]]:
     """Return a user's data as an iterable, and their name."""
+    name = str(getattr(data, "origin", {}).get("source", f"the given {type(data).__name__}"))
     one = isinstance(data, str | Mapping | Batch | Call)
     if one or (isinstance(data, Tensor) and not (data.dim() == 4 and data.dtype == torch.uint8)):
         data = [data]
     if not isinstance(data, Iterable):
         raise InputError(f"data must be an iterable of samples, got {type(data).__name__}")
-    origin = getattr(data, "origin", {})
-    return str(origin.get("source", f"the given {type(data).__name__}")), data
+    return name, data
 
 
 def _kind(first: Any) -> str:

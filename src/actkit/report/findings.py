@@ -21,6 +21,8 @@ from actkit.report.words import count, listed, number, percent
 
 Decode = Callable[[int], str] | None
 Told = tuple[list[str], list[Figure]]
+SELDOM = 1e-4
+"""Share below which activations that are exactly zero do not count."""
 ROWS_PER_DIMENSION = 4
 """Below this, a rank says more about the number of rows than about the layer."""
 
@@ -29,14 +31,12 @@ def size(names: Sequence[str], results: Sequence[MomentsResult], _: Decode) -> T
     """Tell how long vectors are, and how that changes from layer to layer."""
     means = [r.norm_mean for r in results]
     findings = [_change(names, means)]
-    steps = {
-        i: b / a for i, (a, b) in enumerate(pairwise(means)) if a > 0 and b > 0 and len(means) > 2
-    }
-    if steps:
-        at = max(steps, key=lambda i: abs(log(steps[i])))
+    steps = {i: b / a for i, (a, b) in enumerate(pairwise(means)) if a > 0 and b > 0}
+    at = max(steps, key=lambda i: abs(log(steps[i])), default=0)
+    if len(steps) > 1 and number(steps[at]) != "1":
         findings.append(
             f"The largest change from one layer to the next is by a factor of "
-            f"{number(steps[at])}, from {names[at]} to {names[at + 1]}."
+            f"{number(steps[at])}, from layer {names[at]} to {names[at + 1]}."
         )
     spread = {
         n: r.norm_std / r.norm_mean for n, r in zip(names, results, strict=True) if r.norm_mean
@@ -82,24 +82,36 @@ def sparse(names: Sequence[str], results: Sequence[SparsityResult], _: Decode) -
         sum(s * n for s, n in zip(shares, entries, strict=True)) / sum(entries)
         for shares in (zeros, small)
     )
-    findings = ["No activation is exactly zero."]
-    if max(zeros) > 0:
+    if max(zeros) == 0:
+        findings = ["No activation is exactly zero."]
+    elif all_zeros < SELDOM:
+        findings = [f"Fewer than {percent(SELDOM)} of activations are exactly zero."]
+    else:
         findings = [f"{percent(all_zeros)} of activations are exactly zero{_range(names, zeros)}."]
     findings.append(
         f"{percent(all_small)} of activations are at most {level:g} in size{_range(names, small)}."
     )
-    dead = [r.num_dead[1] for r in results]
-    most = f", {max(dead):,} of them at layer {names[dead.index(max(dead))]}"
-    findings.append(
-        f"{sum(dead):,} of {count(sum(widths), 'unit')} never "
-        f"{'exceeds' if sum(dead) == 1 else 'exceed'} {level:g} in size on this data"
-        f"{most if max(dead) and len(dead) > 1 else ''}."
-    )
+    findings.append(_dead(names, [r.num_dead[1] for r in results], sum(widths), level))
     figure = _figure(
-        "Share of activations", names, "share",
+        "Small activations", names, "share of all",
         {f"at most {level:g} in size": small, "exactly zero": zeros}, percent=True,
     )  # fmt: skip
     return findings, [figure]
+
+
+def _dead(names: Sequence[str], dead: Sequence[int], num_units: int, level: float) -> str:
+    total, most = sum(dead), max(dead)
+    if not total:
+        return f"Every one of {count(num_units, 'unit')} exceeds {level:g} in size on this data."
+    where = ""
+    if len(dead) > 1:
+        share = "" if total == 1 else "all " if total == most else f"{most:,} of them "
+        where = f", {share}at layer {names[dead.index(most)]}"
+    if most == 1 < total:
+        where = ", no two at one layer"
+    verb = "exceeds" if total == 1 else "exceed"
+    units = count(num_units, "unit")
+    return f"{total:,} of {units} never {verb} {level:g} in size on this data{where}."
 
 
 def _range(names: Sequence[str], shares: Sequence[float]) -> str:
@@ -122,11 +134,13 @@ def dominant(names: Sequence[str], results: Sequence[MassiveResult], decode: Dec
     against = f"{number(ratios[at])} times the median size there"
     findings = [
         f"Against the rest of its layer, the largest activation is {number(peak.value)} in unit "
-        f"{peak.unit} at layer {names[at]} (position {peak.position}{token}): "
-        f"{against if results[at].median else 'the median size there is 0'}."
+        f"{peak.unit} at layer {names[at]} (sample {peak.sample:,}, position {peak.position:,}"
+        f"{token}): {against if results[at].median else 'the median size there is 0'}."
     ]
+    if not peak.value:
+        findings = ["Every activation is 0."]
     unit, times = Counter(r.top[0].unit for r in results).most_common(1)[0]
-    if times > 1:
+    if times > 1 and peak.value:
         findings.append(
             f"Unit {unit} holds the largest activation of {times} of {len(results)} layers."
         )
@@ -163,22 +177,21 @@ def dimensions(names: Sequence[str], results: Sequence[SpectrumResult], _: Decod
     ranks = [r.effective_rank for r in results]
     widths = [len(r.eigenvalues_D) for r in results]
     shares = [a / b for a, b in zip(ranks, widths, strict=True)]
-
-    def rank(i: int) -> str:
-        return (
-            f"{number(ranks[i])} of {count(widths[i], 'dimension')} ({percent(shares[i])}) at "
-            f"layer {names[i]}"
-        )
-
     low, high = shares.index(min(shares)), shares.index(max(shares))
-    findings = [f"The effective rank is {rank(low)}."]
-    if low != high:
-        findings = [f"The effective rank is lowest, {rank(low)}, and highest, {rank(high)}."]
+    lowest, highest = (f"{number(ranks[i])} of {widths[i]:,}" for i in (low, high))
+    everywhere = "every layer" if len(names) > 1 else f"layer {names[0]}"
+    findings = [f"The effective rank is {lowest} dimensions at {everywhere}."]
+    if lowest != highest:
+        findings = [
+            f"The effective rank runs from {percent(shares[low])} of the width at layer "
+            f"{names[low]} ({lowest} dimensions) to {percent(shares[high])} at layer "
+            f"{names[high]} ({highest})."
+        ]
     varied = [(r.share_first, n) for r, n in zip(results, names, strict=True) if r.num_90]
     if varied:
         share, name = max(varied)
         findings.append(
-            f"One direction holds up to {percent(share)} of the variance (layer {name}); 90 % of "
+            f"One direction holds up to {percent(share)} of the variance (layer {name}); 90% of "
             f"it takes {_span(r.num_90 for r in results if r.num_90)}."
         )
     if len(varied) < len(results):
@@ -190,9 +203,9 @@ def dimensions(names: Sequence[str], results: Sequence[SpectrumResult], _: Decod
             "which makes these numbers too low there."
         )
     figure = _figure(
-        "Dimensions in use", names, "number of dimensions",
+        "Dimensions in use", names, "number",
         {"RankMe": [r.rankme for r in results],
-         "directions for 90 %": [r.num_90 for r in results], "effective rank": ranks},
+         "directions for 90%": [r.num_90 for r in results], "effective rank": ranks},
     )  # fmt: skip
     return findings, [figure]
 
@@ -213,8 +226,8 @@ def rests(names: Sequence[str], results: Sequence[SinksResult], _: Decode) -> To
     findings = [
         f"{percent(sum(heads) / len(heads))} of attention rests on the first token"
         f"{_range(names, means)}.",
-        f"{num_sinks} of {count(len(heads), 'head')} "
-        f"{'gives' if num_sinks == 1 else 'give'} it more than {percent(Sinks.threshold)}.",
+        f"{num_sinks or 'None'} of {count(len(heads), 'head')} "
+        f"{'gives' if num_sinks < 2 else 'give'} it more than {percent(Sinks.threshold)}.",
     ]
     evenness = {n: float(r.spread_H.mean()) for n, r in zip(names, results, strict=True)}
     focused = min(evenness, key=lambda n: (isnan(evenness[n]), evenness[n]))
@@ -225,7 +238,7 @@ def rests(names: Sequence[str], results: Sequence[SinksResult], _: Decode) -> To
     most = max(map(len, masses))
     rows = {f"head {h}": [m[h] if h < len(m) else nan for m in masses] for h in range(most)}
     figure = _figure(
-        "Attention on the first token", names, "share of attention", rows,
+        "Attention on the first token", names, "share", rows,
         percent=True, kind="map",
     )  # fmt: skip
     return findings, [figure]

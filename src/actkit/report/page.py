@@ -14,6 +14,12 @@ from actkit.report.words import number
 
 INK, QUIET, PAPER, LINE = "#1c2330", "#5b6472", "#ffffff", "#dfe3ea"
 COLOURS = ("#d1603d", "#2457a6", "#3f8f6b", "#8a5aa8", "#b08a1e")
+CONFIG = {
+    "displaylogo": False,
+    "responsive": True,
+    "modeBarButtons": [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
+}
+"""Only these buttons: plotly's own set has one that sends the figure to a server."""
 HEIGHT, ROW = 320, 14
 """Pixels of a figure of lines, and of one row of a map."""
 
@@ -28,7 +34,7 @@ nav {{ position: sticky; top: 0; z-index: 9; background: {PAPER};
 nav div {{ display: flex; gap: 4px 20px; flex-wrap: wrap; padding: 10px 20px; font-size: 15px; }}
 a {{ color: {COLOURS[1]}; text-decoration: none; }} a:hover {{ text-decoration: underline; }}
 section {{ background: {PAPER}; border: 1px solid {LINE}; border-radius: 10px;
-  padding: 16px 24px; margin: 22px 0; scroll-margin-top: 60px; }}
+  padding: 16px 24px; margin: 22px 0; scroll-margin-top: 84px; }}
 h1 {{ margin: 28px 0 2px; font-size: 28px; line-height: 1.25; }}
 h2 {{ margin: 4px 0 8px; font-size: 21px; }}
 ul {{ padding-left: 20px; }} li {{ margin: 3px 0; }}
@@ -38,9 +44,8 @@ details {{ margin-top: 10px; }} summary {{ cursor: pointer; color: {QUIET}; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }}
 td, th {{ padding: 3px 10px; text-align: right; border-bottom: 1px solid {LINE}; }}
-td {{ overflow-wrap: anywhere; }} th {{ font-weight: 600; }}
 td:first-child, th:first-child, #about td {{ text-align: left; }}
-.wide td {{ white-space: nowrap; }}
+.wide td, td:first-child {{ white-space: nowrap; }} #about td {{ overflow-wrap: anywhere; }}
 @media (max-width: 600px) {{
   nav {{ position: static; }}
   section {{ padding: 12px 14px; border-radius: 0; margin: 14px -20px; }}
@@ -82,7 +87,7 @@ def _drawn(figure: Figure, name: str) -> str:
     """Return the figure's element and the script that draws it."""
     plot = json.loads(_plot(figure).to_json())
     spec = json.dumps([plot["data"], plot["layout"]]).replace("</", "<\\/")
-    config = json.dumps({"displaylogo": False, "responsive": True})
+    config = json.dumps(CONFIG)
     place = f"figure-{escape(name)}"
     return (
         f"<figure><figcaption>{escape(figure.title)}</figcaption>"
@@ -105,13 +110,11 @@ def _plot(figure: Figure) -> go.Figure:
     else:
         _add_lines(plot, figure)
     plot.update_layout(
-        template="plotly_white", margin={"l": 64, "r": 16, "t": 12, "b": 48},
+        template="plotly_white", dragmode=False, margin={"l": 64, "r": 16, "t": 28, "b": 48},
         font={"family": "system-ui, sans-serif", "color": INK, "size": 13},
         hoverlabel={"font": {"family": "system-ui, sans-serif"}},
     )  # fmt: skip
-    plot.update_xaxes(
-        title=figure.x_title, type="category", automargin=True, nticks=16
-    )
+    plot.update_xaxes(title=figure.x_title, type="category", automargin=True, nticks=12)
     return plot
 
 

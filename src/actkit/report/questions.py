@@ -60,14 +60,19 @@ class Question:
         figures: list[Any] = []
         if told:
             said, figures = self.tell([n for n, _ in told], [r for _, r in told], decode)
-        measured = f"{layers.words[self.kind].capitalize()}."
+        words = layers.words[self.kind]
         return Page(
             key=f"{layers.name}-{self.key}".lstrip("-"),
             question=f"{self.text} ({layers.name})" if layers.name else self.text,
             findings=(*said, *_missing(names, results)),
             figures=tuple(figures),
             numbers={s.name: r.summary() for s, r in zip(sites, results, strict=True)},
-            note=" ".join(filter(None, (measured, self.note, self.texts if texts else ""))),
+            note=" ".join(
+                filter(
+                    None,
+                    (f"{words[0].upper()}{words[1:]}.", self.note, self.texts if texts else ""),
+                )
+            ),
         )
 
 
@@ -78,22 +83,22 @@ def _missing(names: Sequence[str], results: Sequence[Any]) -> list[str]:
     if len(empty) == len(names):
         found.append("There was nothing to read here: no row was left.")
     elif empty:
-        found.append(
-            f"Not shown, since no row was left: {count(len(empty), 'layer')}, {listed(empty)}."
-        )
+        found.append(f"No row was left to read at {_at(empty)}.")
     lost = {n: r.num_nonfinite for n, r in zip(names, results, strict=True) if r.num_nonfinite}
     if lost:
-        where = f"layer {listed(list(lost))}" if len(lost) == 1 else f"layers {listed(list(lost))}"
-        found.append(
-            f"{count(sum(lost.values()), 'row')} held NaN or infinity and stayed out: {where}."
-        )
+        rows = count(sum(lost.values()), "row")
+        found.append(f"{rows} held NaN or infinity and stayed out, at {_at([*lost])}.")
     most = max(r.num_rows for r in results)
     if 0 < most < FEW:
         found.append(f"Only {count(most, 'row')} could be read, too few for firm numbers.")
     return found
 
 
-_FIRST = "The first token of each text is left out: its activations are unlike all others."
+def _at(names: Sequence[str]) -> str:
+    return f"{'layer' if len(names) == 1 else 'layers'} {listed(names)}"
+
+
+_FIRST = "The first token of each sample is left out: its activations are unlike all others."
 QUESTIONS = (
     Question("size", "How big are activations?", "stream", Moments, findings.size, texts=_FIRST),
     Question("sparsity", "How sparse are they?", "hidden", Sparsity, findings.sparse, texts=_FIRST),

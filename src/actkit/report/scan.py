@@ -9,6 +9,7 @@ from actkit.report.feed import Feed
 from actkit.report.layers import Layers, find_layers
 from actkit.report.questions import QUESTIONS, Question
 from actkit.report.report import Report
+from actkit.report.words import listed
 
 Asked = list[tuple[Question, Layers]]
 
@@ -44,8 +45,10 @@ def scan(model: Model, data: Any = None, num_tokens: int = 4096, batch_size: int
     facts = stamp(
         model, data=feed.sha256, num_tokens=num_tokens, batch_size=batch_size, points=model.note
     )
+    rest = [name for name in stacks if stacks[name] not in reached]
+    data_read = f"{feed}; not reached: {listed(rest)}" if rest else str(feed)
     title = f"{model.name}: what its activations do"
-    return Report(title, {"data": str(feed), **facts}, pages)
+    return Report(title, {"data": data_read, **facts}, pages)
 
 
 def _read(

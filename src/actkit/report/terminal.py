@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from textwrap import fill
 
 from rich.console import Console
 from rich.panel import Panel
@@ -12,6 +13,8 @@ from actkit.report.report import Figure, Report
 from actkit.report.words import number, percent
 
 BARS = "▁▂▃▄▅▆▇█"
+WIDEST = 100
+"""Columns of a paragraph at most."""
 MARGIN = 8
 """Columns of the terminal between the parts of a figure."""
 
@@ -25,20 +28,18 @@ def show(report: Report, console: Console | None = None) -> None:
         console.print()
         console.print(Text(page.question, style="bold cyan"))
         for figure in page.figures:
+            console.print(Text(f"{figure.title} ({figure.y_title})", style="dim"))
             console.print(_drawn(figure, console.width))
         for finding in page.findings:
-            console.print(_item("•", Text(finding)))
+            console.print(Text(_hung("  • ", finding, console.width)))
         if page.note:
-            console.print(_item("", Text(page.note, style="dim")))
+            console.print(Text(_hung("    ", page.note, console.width), style="dim"))
 
 
-def _item(mark: str, text: Text) -> Table:
+def _hung(mark: str, text: str, width: int) -> str:
     """Return a paragraph that hangs behind its mark."""
-    table = Table.grid(padding=(0, 1))
-    table.add_column(width=3, justify="right")
-    table.add_column(overflow="fold")
-    table.add_row(mark, text)
-    return table
+    room = min(width, WIDEST)
+    return fill(text, room, initial_indent=mark, subsequent_indent=" " * len(mark))
 
 
 def _drawn(figure: Figure, width: int) -> Table:
@@ -50,10 +51,7 @@ def _drawn(figure: Figure, width: int) -> Table:
     ends = {name: (_end(figure, v, min), _end(figure, v, max)) for name, v in series.items()}
     taken = max(len(name) + len(low) + len(high) for name, (low, high) in ends.items())
     every = max(1, math.ceil(len(figure.x) / max(8, width - taken - MARGIN)))
-    table = Table(
-        title=f"{figure.title} ({figure.y_title})", title_justify="left", title_style="dim",
-        header_style="dim", box=None, padding=(0, 2, 0, 0),
-    )  # fmt: skip
+    table = Table(header_style="dim", box=None, padding=(0, 2, 0, 0))
     table.add_column("", justify="right", no_wrap=True)
     table.add_column(_span(figure, every), no_wrap=True, style="blue")
     table.add_column("lowest", justify="right", no_wrap=True)

@@ -29,13 +29,13 @@ def percent(share: float | None) -> str:
 
     Example:
         >>> percent(0.4567), percent(1.6e-7), percent(0.99996), percent(1.0)
-        ('45.7 %', '< 0.01 %', '> 99.9 %', '100 %')
+        ('45.7%', '< 0.01%', '> 99.9%', '100%')
     """
     if share is not None and 0 < share < 1e-4:
-        return "< 0.01 %"
+        return "< 0.01%"
     if share is not None and 0.9995 <= share < 1:
-        return "> 99.9 %"
-    return number(share) if share is None or math.isnan(share) else f"{number(100.0 * share)} %"
+        return "> 99.9%"
+    return number(share) if share is None or math.isnan(share) else f"{number(100.0 * share)}%"
 
 
 def count(n: int, what: str) -> str:

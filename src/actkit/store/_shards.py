@@ -114,29 +114,30 @@ class Shards:
             views.append(self.parts[s].column(name)[max(start - low, 0) : max(stop - low, 0)])
         return views[0] if len(views) == 1 else torch.cat(views)
 
-    def take(self, name: str, ids_N: Ids, room: Tensor | None = None) -> Tensor:
-        """Return rows of a column by ascending index, copied, as (N, bytes) uint8.
+    def gather(
+        self, name: str, ids_N: Ids, order_N: Tensor, rooms: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Return rows of a column by ascending index, then put in another order, copied.
 
         Args:
             name: The column.
             ids_N: Row indices, ascending, at least one.
-            room: (N or more, bytes) uint8 to write into; new memory if None.
+            order_N: Which of them comes first, second, ...
+            rooms: Memory to use again from call to call, by column.
         """
         shards = self.overlap(int(ids_N[0]), int(ids_N[-1]) + 1)
+        like = self.parts[shards.start].column(name)
+        rooms = {} if rooms is None else rooms
+        if name not in rooms or len(rooms[name]) < len(ids_N):
+            rooms[name] = torch.empty_like(as_bytes(like[:1])).repeat(len(ids_N), 1)
+        room = rooms[name][: len(ids_N)]
         cuts = np.searchsorted(ids_N, self.bounds[shards.start : shards.stop + 1])
-        if room is None:
-            room = self.room(name, len(ids_N))
         for s, low, high in zip(shards, cuts[:-1], cuts[1:], strict=True):
             if high > low:
                 index_N = torch.from_numpy(ids_N[low:high] - self.bounds[s])
                 source = as_bytes(self.parts[s].column(name))
                 torch.index_select(source, 0, index_N, out=room[low:high])
-        return room[: len(ids_N)]
-
-    def room(self, name: str, rows: int) -> Tensor:
-        """Return memory for rows of a column, (N, bytes) uint8."""
-        like = as_bytes(self.parts[0].column(name))
-        return torch.empty(rows, like.shape[1], dtype=torch.uint8)
+        return room.index_select(0, order_N).view(like.dtype).view(-1, *like.shape[1:])
 
     def overlap(self, start: int, stop: int) -> range:
         """Return which shards hold the rows of a span; the one at its start if it is empty."""
@@ -158,9 +159,9 @@ class Shards:
                     pass
 
 
-def as_bytes(x: Tensor) -> Tensor:
+def as_bytes(rows: Tensor) -> Tensor:
     """Return rows as (N, bytes) uint8, which every kernel can copy whatever they mean."""
-    return x.reshape(len(x), -1).view(torch.uint8)
+    return rows.reshape(len(rows), -1).view(torch.uint8)
 
 
 def damages(shards: Sequence[Shard]) -> list[DamagedError]:

@@ -72,41 +72,27 @@ class ColumnView:
             if step == 1:
                 return self.span(start, stop)
         ids_N = resolve(index, len(self))
-        order = np.argsort(ids_N, kind="stable")
-        return self.gather(ids_N[order], torch.from_numpy(np.argsort(order)))
+        if not len(ids_N):
+            return self.span(0, 0)
+        order_N = np.argsort(ids_N, kind="stable")
+        taken_N, place_N = ids_N[order_N], torch.from_numpy(np.argsort(order_N))
+        return self.decoded(lambda name: self._shards.gather(name, taken_N, place_N))
 
     def span(self, start: int, stop: int) -> Tensor:
         """Return consecutive rows, in place where one shard has them all."""
         if start >= stop:
             return torch.empty(0, *self._column.shape, dtype=self.dtype)
-        return self._decoded(lambda name: self._shards.span(name, start, stop))
+        return self.decoded(lambda name: self._shards.span(name, start, stop))
 
-    def gather(self, ids_N: Ids, order_N: Tensor, rooms: dict[str, Tensor] | None = None) -> Tensor:
-        """Return rows by ascending index, then put in another order.
+    def decoded(self, read: Callable[[str], Tensor]) -> Tensor:
+        """Return rows as they are handed out, from a function that reads a column as stored."""
+        stored, *scale = [read(name) for name in self.stored]
+        return stored if self._raw else decode(stored, *scale)
 
-        Args:
-            ids_N: Row indices, ascending.
-            order_N: Which of them comes first, second, ...
-            rooms: Memory to use again from call to call, by column.
-        """
-        if not len(ids_N):
-            return self.span(0, 0)
-        rooms = {} if rooms is None else rooms
-
-        def read(name: str) -> Tensor:
-            if name not in rooms or len(rooms[name]) < len(ids_N):
-                rooms[name] = self._shards.room(name, len(ids_N))
-            like = self._shards.parts[0].column(name)
-            taken = self._shards.take(name, ids_N, rooms[name]).index_select(0, order_N)
-            return taken.view(like.dtype).view(-1, *like.shape[1:])
-
-        return self._decoded(read)
-
-    def _decoded(self, read: Callable[[str], Tensor]) -> Tensor:
-        stored = read(self.name)
-        if self._raw:
-            return stored
-        return decode(stored, read(self.name + SCALE) if self._scaled else None)
+    @property
+    def stored(self) -> list[str]:
+        """The columns that are read for this one."""
+        return [self.name, self.name + SCALE] if self._scaled and not self._raw else [self.name]
 
 
 class RowsView:

@@ -136,10 +136,12 @@ class Store:
     def _shuffled(
         self, views: dict[str, ColumnView], draws: Iterator[Draw], most: int
     ) -> Iterator[dict[str, Tensor]]:
+        names = {stored for view in views.values() for stored in view.stored}
         rooms: dict[str, Tensor] = {}
         for ids_N, order_N in draws:
             most -= len(ids_N)
             if most < 0:
                 return
             self._shards.touch(ids_N)
-            yield {name: view.gather(ids_N, order_N, rooms) for name, view in views.items()}
+            stored = {name: self._shards.gather(name, ids_N, order_N, rooms) for name in names}
+            yield {name: view.decoded(stored.__getitem__) for name, view in views.items()}
