@@ -5,10 +5,34 @@ import sys
 
 import actkit as ak
 
-NAMES = """
-Call Edit Model Recording Report Rows SavedMeter Site Store Where add affine apply clamp data errors
-get load_edits methods open project_out save_edits scale scan set swap
-""".split()
+NAMES = [
+    "Call",
+    "Edit",
+    "Model",
+    "Recording",
+    "Report",
+    "Rows",
+    "SavedMeter",
+    "Site",
+    "Store",
+    "Where",
+    "add",
+    "affine",
+    "apply",
+    "clamp",
+    "data",
+    "errors",
+    "get",
+    "load_edits",
+    "methods",
+    "open",
+    "project_out",
+    "save_edits",
+    "scale",
+    "scan",
+    "set",
+    "swap",
+]
 
 
 def test_the_names_are_pinned_and_few() -> None:

@@ -17,7 +17,7 @@ from actkit.core.sight import adds_up
 from tests.core.architectures import parity
 from tests.core.architectures.parity import ROWS, close, randomised
 from tests.core.architectures.test_decoders import GATED, NETWORKS, PLAIN, TOKENS, network
-from tests.core.tiny import untouched
+from tests.core.tiny import Wrapper, untouched
 
 NARROW = {**TOKENS, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 64}
 SUMS = {"attn_out", "mlp_out", "resid_mid"}
@@ -357,6 +357,31 @@ def test_what_cannot_be_checked_is_left_to_module_paths() -> None:
     assert Model(many).note == networks.Network.note
     bart: dict[str, Any] = {"vocab_size": 31, "d_model": 48, "decoder_layers": 2}
     assert Model(tf.BartModel(tf.BartConfig(**bart))).note == networks.Network.note  # two stacks
+
+
+def test_inside_a_wrapper() -> None:
+    inner = opened("stablelm")
+    m = Model(Wrapper(inner.module, delegate=False))
+    assert "at inner.model.layers with" in m.note
+    batch = {"input_ids": torch.tensor(ROWS[:1])}
+    for site in ("resid_mid.1", "attn_probs.2", "embeddings", "logits"):
+        assert m.run(batch, site)[site].equal(inner.run(batch, site)[site])
+
+
+def test_of_several_stacks_the_language_model_is_looked_at() -> None:
+    """The vision tower has more blocks."""
+    tower: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 5, "num_attention_heads": 3}
+    config = tf.Gemma3Config(
+        text_config={**GATED, "head_dim": 8},
+        vision_config={**tower, "intermediate_size": 40, "image_size": 16, "patch_size": 4},
+        mm_tokens_per_image=4,
+        image_token_index=99,
+    )
+    m = Model(randomised(tf.Gemma3ForConditionalGeneration(config)))
+    assert "3 blocks of Gemma3DecoderLayer at model.language_model.layers" in m.note
+    assert lacked(m) == EXPERTS
+    parity.check_sites(m, ROWS[:1])
+    parity.check_sums(m, ROWS[:1])
 
 
 def test_tokens_first_is_no_stream() -> None:

@@ -62,11 +62,12 @@ class KVBiasAttention(nn.Module):
             )
         keys = torch.cat([key_BHSK, self.key_H1K.expand(batch, -1, -1, -1)], 2)
         values = torch.cat([value_BHSK, self.value_H1K.expand(batch, -1, -1, -1)], 2)
-        logits = query_BHTK @ keys.mT / width**0.5
+        logits: Tensor = query_BHTK @ keys.mT / width**0.5
         if causal:
             num_keys = key_BHSK.shape[2]
             seen = torch.ones(num_queries, num_keys + 1, dtype=torch.bool, device=logits.device)
             seen = seen.tril(num_keys - num_queries)
             seen[:, -1] = True
             logits = logits.masked_fill(~seen, -torch.inf)
-        return logits.softmax(-1) @ values
+        output: Tensor = logits.softmax(-1) @ values
+        return output
