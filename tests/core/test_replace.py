@@ -50,6 +50,8 @@ def test_unknown_paths_swap_nothing() -> None:
     with tiny.untouched(own):
         with pytest.raises(SiteError, match=r"no module at '1\.7' to replace"):
             replaced(own, {"0": nn.Identity(), "1.7": nn.Identity()}).__enter__()
+        with pytest.raises(SiteError, match=r"must not lie in one another, got 1, 1\.1"):
+            replaced(own, {"1.1": nn.Identity(), "1": nn.Identity()}).__enter__()
         with pytest.raises(SiteError, match="only submodules can be replaced"):
             replaced(own, {"0": nn.Identity(), "": nn.Identity()}).__enter__()
 

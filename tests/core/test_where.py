@@ -231,15 +231,19 @@ def test_what_is_no_index_is_refused_at_once(fields: dict[str, Any], message: st
         (
             "resid_post.1",
             ak.Where(tokens=7),
-            "must act, but the set at resid_post.1 met nothing .* 7",
+            "must act, but the set at resid_post.1 met nothing where tokens=7",
         ),
         ("resid_post.1", ak.Where(tokens=[-8, 9]), "met nothing"),
         ("resid_post.1", ak.Where(tokens=slice(7, None)), "met nothing"),
-        ("resid_post.1", ak.Where(tokens="generated"), "met nothing .*generated"),
+        (
+            "resid_post.1",
+            ak.Where(tokens="generated"),
+            "the set at resid_post.1 met nothing where tokens='generated'$",
+        ),
         ("resid_post.1", ak.Where(steps=2), "met nothing"),
         ("resid_post.1", ak.Where(rows=slice(3, None)), "met nothing"),
         ("resid_post.1", ak.Where(tokens=4, rows=1), "met nothing"),
-        ("resid_post.1", ak.Where(tokens=torch.zeros(3, 7).bool()), "met nothing"),
+        ("resid_post.1", ak.Where(tokens=torch.zeros(3, 7).bool()), r"where tokens=tensor\(3, 7\)"),
     ],
 )
 def test_what_is_not_there_is_refused_in_a_run(

@@ -57,7 +57,7 @@ def test_rows_are_well_mixed(pool: int | None, numbered: Callable[..., Path]) ->
     got = order(Store(numbered(num_rows, 7000)), size, pool=pool).double()
     place = torch.arange(num_rows).double()
     rank = torch.corrcoef(torch.stack([place, got]))[0, 1].abs()
-    assert rank < (0.02 if pool is None else 0.25)
+    assert rank < 0.2
     # Of two uniform rows the mean distance is a third of the rows; neighbours hardly ever meet.
     distance = got.diff().abs()
     assert distance.mean() == pytest.approx(num_rows / 3, rel=0.1)
@@ -66,8 +66,8 @@ def test_rows_are_well_mixed(pool: int | None, numbered: Callable[..., Path]) ->
     batch = got[:size]
     inside = torch.corrcoef(torch.stack([torch.arange(size).double(), batch]))[0, 1].abs()
     assert inside < 0.1
-    blocks = torch.unique(batch // 512)
-    assert len(blocks) > (40 if pool is None else 12)
+    blocks = torch.unique(batch // 256)
+    assert len(blocks) > (40 if pool is None else 25)
 
 
 def test_neighbours_part_within_the_pool(numbered: Callable[..., Path]) -> None:
@@ -132,9 +132,11 @@ def test_an_epoch_may_be_left_early(numbered: Callable[..., Path]) -> None:
 
 def test_wrong_settings_are_refused(numbered: Callable[..., Path]) -> None:
     store = Store(numbered(100))
-    with pytest.raises(StoreError, match="at least 1 row, got 0"):
+    with pytest.raises(StoreError, match=r"1 row to as many as the pool \(12288\), got 0"):
         store.batches("mlp_out.0", 0)
-    with pytest.raises(StoreError, match="at least one batch, got 5 rows for batches of 9"):
-        next(store.batches("mlp_out.0", 9, pool=5))
+    with pytest.raises(StoreError, match=r"as many as the pool \(5\), got 9"):
+        store.batches("mlp_out.0", 9, pool=5)
     with pytest.raises(SiteError, match=r"nearest: mlp_out\.0"):
         store.batches("mlp_out.1", 9)
+    with pytest.raises(StoreError, match="at least one site, got none"):
+        store.batches([], 9)

@@ -25,11 +25,11 @@ SETTINGS: dict[str, Any] = {"dtype": "float32", "shard_bytes": 600, "batch_size"
 class Stopping:
     """Data that end in an error after some batches."""
 
-    def __init__(self, data: list[Tensor], after: int) -> None:
+    def __init__(self, data: list[Any], after: int) -> None:
         self.data, self.after = data, after
         self.hash = "of the data"
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         yield from self.data[: self.after]
         if self.after < len(self.data):
             raise OSError("the source went away")
@@ -51,16 +51,17 @@ def test_it_holds_what_a_run_records(tmp_path: Path) -> None:
     assert store.header["model"] == "Sequential"
 
 
+class Embedding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 4)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        found: Tensor = self.table(input_ids)
+        return found
+
+
 def test_tokens_keep_their_places(tmp_path: Path) -> None:
-    class Embedding(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table = nn.Embedding(50, 4)
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-            found: Tensor = self.table(input_ids)
-            return found
-
     net = Embedding()
     model = Model(net)
     ids, mask = torch.tensor([[0, 7, 8], [4, 5, 6]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
@@ -70,6 +71,20 @@ def test_tokens_keep_their_places(tmp_path: Path) -> None:
     assert store["sample"][:].tolist() == [0, 0, 1, 1, 1, 2, 2, 2]
     assert store["position"][:].tolist() == [0, 1, 0, 1, 2, 0, 1, 2]
     assert torch.equal(store["table:out"][:], net.table.weight[store["token"][:]].detach())
+
+
+def test_samples_are_numbered_across_a_resumption(tmp_path: Path) -> None:
+    model = Model(Embedding())
+    data: list[Any] = [[i % 50] * (1 + i % 4) for i in range(23)]
+    with pytest.raises(OSError, match="went away"):
+        model.harvest(Stopping(data, 17), "table:out", tmp_path, **{**SETTINGS, "batch_size": 3})
+    assert 0 < len(Store(tmp_path)) < sum(map(len, data[:17]))
+    store = model.harvest(
+        Stopping(data, 99), "table:out", tmp_path, **{**SETTINGS, "batch_size": 3}
+    )
+    sample = store["sample"][:].tolist()
+    assert sample == [i for i, tokens in enumerate(data) for _ in tokens]
+    assert store["token"][:].tolist() == [t for tokens in data for t in tokens]
 
 
 @pytest.mark.parametrize("after", [2, 4, 7, 12])
@@ -156,8 +171,32 @@ def test_what_cannot_be_harvested_is_refused(tmp_path: Path) -> None:
         model.harvest([], SITES, tmp_path / "a")
     assert not (tmp_path / "a").exists()
     conv = Model(nn.Sequential(nn.Conv2d(1, 2, 2), nn.Conv2d(2, 2, 2)))
-    with pytest.raises(StoreError, match="share their rows, got 4 at 1:out for 9 rows"):
+    with pytest.raises(StoreError, match="share their rows, 0:out has 9 and 1:out has 4"):
         conv.harvest([torch.ones(1, 1, 4, 4)], ["0:out", "1:out"], tmp_path / "b")
+
+
+class Twice(nn.Module):
+    """A network with a layer that runs twice, and one that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Embedding(9, 2), nn.Linear(2, 2)
+        self.last, self.idle = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        found: Tensor = self.last(self.right(self.right(self.left(input_ids))))
+        return found
+
+
+def test_one_call_of_a_layer_and_none(tmp_path: Path) -> None:
+    model, data = Model(Twice()), [{"input_ids": torch.tensor([[1, 2, 3]])}]
+    with pytest.raises(StoreError, match="must run, idle:out did not"):
+        model.harvest(data, ["left:out", "idle:out"], tmp_path)
+    sites = ["left:out", "right:out#1", "last:out"]
+    store = model.harvest(data, sites, tmp_path, dtype="float32")
+    last = model.module.last
+    assert isinstance(last, nn.Linear)
+    assert torch.equal(last(store["right:out#1"][:]), store["last:out"][:])
 
 
 def test_a_stream_without_a_model(tmp_path: Path) -> None:

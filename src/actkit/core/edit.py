@@ -127,7 +127,8 @@ def add(site: str, vector: Tensor, scale: float | Tensor = 1.0, where: Where | N
 
     Args:
         site: A site or a pattern of sites.
-        vector: (D,), one vector; (B, D), one for each row; or (B, T, D).
+        vector: (D,), one vector; (B, D), one for each row; or (B, T, D). Where rows, heads or
+            units are chosen, it may also be as large as the choice.
         scale: A number, or (B,) numbers, one strength for each row.
         where: Where it acts; everywhere if None.
 

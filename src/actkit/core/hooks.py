@@ -171,7 +171,7 @@ class Hooks:
             for item, own in groups:
                 chain = item or _main_input(path, given)
                 x = _get(given, chain, f"{path}:in")
-                shared = own[0].site.place.shared and any(t.edits for t in own)
+                shared = own[0].site.place.shared and any(t.writes for t in own)
                 # what edits keep for their gradients must not be overwritten by the copy below
                 new = self._pass(own, call, x.clone() if shared else x)
                 if new is not x and shared:

@@ -39,6 +39,7 @@ class Moment:
         self._past = self._length = self._given = 0
         self._begun = False
         self._prompt: Tensor | None = None
+        self._rows: dict[tuple[int, int], Rows] = {}
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take note of a pass that begins, from the arguments of the stack's module."""
@@ -53,7 +54,7 @@ class Moment:
         sequence = next((s for s in (self._tokens, embeds, first) if s is not None), None)
         counts = isinstance(sequence, Tensor) and sequence.dim() in (2, 3) and not self.frames
         self._length = sequence.shape[1] if counts and sequence is not None else 0
-        self._past = _past(kwargs, seen)
+        self._past, self._rows = _past(kwargs, seen), {}
         self._mask = _mask(kwargs.get("attention_mask"), self._past + self._length)
         self.writing = self._past > 0 and self._begun
         sampling = self._begun and self._tokens is None and embeds is None
@@ -82,7 +83,7 @@ class Moment:
         own = copy(self)
         own._mask = None if self._mask is None else self._mask[rows]
         own._tokens = None if self._tokens is None else self._tokens[rows]
-        own._prompt = None
+        own._prompt, own._rows = None, {}
         return own
 
     def validity(self, batch: int, num_tokens: int) -> Tensor:
@@ -114,7 +115,12 @@ class Moment:
         return order == torch.where(valid, order, -1).amax(-1, keepdim=True)
 
     def rows(self, batch: int, num_tokens: int) -> Rows:
-        """Return the (B, T) rows of this pass."""
+        """Return the (B, T) rows of this pass, the same object for all sites of one shape."""
+        if (batch, num_tokens) not in self._rows:
+            self._rows[batch, num_tokens] = self._new_rows(batch, num_tokens)
+        return self._rows[batch, num_tokens]
+
+    def _new_rows(self, batch: int, num_tokens: int) -> Rows:
         valid = self.validity(batch, num_tokens)
         tokens = self._tokens
         if tokens is None or tokens.shape != valid.shape:

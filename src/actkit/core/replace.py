@@ -13,12 +13,16 @@ def replaced(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[N
     """Let `modules` stand in for the submodules at their paths; put those back at the end.
 
     Raises:
-        SiteError: A path is no submodule; nothing is swapped then.
+        SiteError: A path is no submodule, or lies in another; nothing is swapped then.
     """
     spots = {}
     for path in modules:
         if not path:
             raise SiteError("only submodules can be replaced, got the network itself, path ''")
+        if inside := [p for p in modules if p.startswith(f"{path}.")]:
+            raise SiteError(
+                f"paths to replace must not lie in one another, got {path}, {inside[0]}"
+            )
         parent, _, name = path.rpartition(".")
         try:
             spots[path] = (network.get_submodule(parent), name, network.get_submodule(path))

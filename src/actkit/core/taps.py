@@ -8,7 +8,7 @@ from torch import Tensor
 
 from actkit.core.edit import Edit
 from actkit.core.errors import EditError, SiteError
-from actkit.core.layout import axes_of, rows_back, rows_first
+from actkit.core.layout import PLAIN, axes_of, rows_back, rows_first
 from actkit.core.moment import Moment
 from actkit.core.sites import Site
 
@@ -44,6 +44,12 @@ class Tap:
         return raw
 
     @property
+    def writes(self) -> bool:
+        """Say whether another tensor flows on: an edited one, or a view put in for gradients."""
+        view = self.site.place.layout != PLAIN and self.read is not None
+        return bool(self.edits) or (view and torch.is_grad_enabled())
+
+    @property
     def overwritten(self) -> bool:
         """Say whether the network overwrote its input, of which only a copy flowed on."""
         place = self.site.place
@@ -55,8 +61,12 @@ class Tap:
         A copy flows on, since the network may overwrite it.
         """
         if self.site.place.shared:
-            return x.requires_grad_(), raw
-        x = x if x.requires_grad else x.detach().requires_grad_()
+            x = x.requires_grad_()
+            return x, raw if x is raw else self._put(raw, x, batch)
+        if not x.requires_grad:
+            x = x.detach().requires_grad_()
+        elif x is raw and self.site.place.side == "in":
+            x = x.clone()  # others may read the input, too, and their gradients are not meant
         if raw.shape == x.shape:
             self._copy = x.clone()
             return x, self._put(raw, self._copy, batch)
@@ -122,5 +132,5 @@ def check_run(taps: Sequence[Tap]) -> None:
         for edit in (e for e in tap.edits if tap.fired and id(e) not in acted):
             raise EditError(
                 f"an edit in a run must act, but the {edit.operation.name} at {name} met nothing "
-                f"where {edit.where.described()}"
+                f"where {edit.where}"
             )

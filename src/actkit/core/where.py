@@ -54,6 +54,11 @@ class Where:
         if self.steps is not None and _lowest(self.steps) < 0:
             raise EditError(f"steps count forwards from 0, the prompt, got {self.steps!r}")
 
+    def __str__(self) -> str:
+        """Return the fields that choose, tensors by their shapes."""
+        chosen = {k: v for k, v in vars(self).items() if v is not None}
+        return ", ".join(f"{k}={_short(v)}" for k, v in chosen.items())
+
     @property
     def everywhere(self) -> bool:
         """Say whether nothing is left out."""
@@ -156,6 +161,10 @@ def _members(index: Index, size: int) -> list[int]:
         return list(range(size))[index]
     chosen = torch.as_tensor(index).reshape(-1)
     return (chosen.nonzero()[:, 0] if chosen.dtype == torch.bool else chosen).tolist()
+
+
+def _short(value: Any) -> str:
+    return f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def _plain(value: Any) -> Any:

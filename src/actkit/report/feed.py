@@ -106,9 +106,8 @@ class Feed:
         start, end = _special(self._model) if self._texts else ([], [])
         for block in self._packed(len(start) + len(end)) if self._texts else self._samples:
             room = self._limit - self._num
-            if room <= 0 or len(block) > room:
-                self._more = True
-            if room <= 0:
+            self._more = len(block) > room
+            if not room:
                 return
             self._num += min(len(block), room)
             yield [*start, *block[:room], *end]

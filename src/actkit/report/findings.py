@@ -140,7 +140,7 @@ def dominant(names: Sequence[str], results: Sequence[MassiveResult], decode: Dec
     if not peak.value:
         findings = ["Every activation is 0."]
     unit, times = Counter(r.top[0].unit for r in results).most_common(1)[0]
-    if times > 1 and peak.value:
+    if 2 * times > len(results) > 1 and peak.value:
         findings.append(
             f"Unit {unit} holds the largest activation of {times} of {len(results)} layers."
         )
@@ -223,18 +223,20 @@ def rests(names: Sequence[str], results: Sequence[SinksResult], _: Decode) -> To
     heads = [x for m in masses for x in m]
     means = [sum(m) / len(m) for m in masses]
     num_sinks = sum(x > Sinks.threshold for x in heads)
+    sinks = f"{num_sinks} of {count(len(heads), 'head')}" if num_sinks else "No head"
     findings = [
         f"{percent(sum(heads) / len(heads))} of attention rests on the first token"
         f"{_range(names, means)}.",
-        f"{num_sinks or 'None'} of {count(len(heads), 'head')} "
-        f"{'gives' if num_sinks < 2 else 'give'} it more than {percent(Sinks.threshold)}.",
+        f"{sinks} {'gives' if num_sinks < 2 else 'give'} it more than {percent(Sinks.threshold)}.",
     ]
     evenness = {n: float(r.spread_H.mean()) for n, r in zip(names, results, strict=True)}
-    focused = min(evenness, key=lambda n: (isnan(evenness[n]), evenness[n]))
-    findings.append(
-        f"Attention is most focused at layer {focused}, where its entropy is "
-        f"{percent(evenness[focused])} of that of even attention."
-    )
+    evenness = {n: x for n, x in evenness.items() if not isnan(x)}
+    if evenness:
+        focused = min(evenness, key=evenness.__getitem__)
+        findings.append(
+            f"Attention is most focused at layer {focused}, where its entropy is "
+            f"{percent(evenness[focused])} of that of even attention."
+        )
     most = max(map(len, masses))
     rows = {f"head {h}": [m[h] if h < len(m) else nan for m in masses] for h in range(most)}
     figure = _figure(

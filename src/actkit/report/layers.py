@@ -121,7 +121,7 @@ def labels(names: Sequence[str]) -> list[str]:
     if len(names) < 2:
         return list(names)
     parts = [n.replace(":", ".").split(".") for n in names]
-    parts = _trimmed(_trimmed(parts), backwards=True)
+    parts = _trimmed(_trimmed(parts, backwards=True))
     if len({len(p) for p in parts}) == 1:
         differ = [i for i in range(len(parts[0])) if len({p[i] for p in parts}) > 1]
         parts = [[p[i] for i in differ] for p in parts]

@@ -136,9 +136,9 @@ def _add_lines(plot: go.Figure, figure: Figure) -> None:
 def _scale(figure: Figure) -> dict[str, Any]:
     """Return the range and ticks of the value axis."""
     values = [x for v in figure.series.values() for x in v if math.isfinite(x)]
-    if figure.log:
-        positive = [x for x in values if x > 0]
-        decades = math.log10(max(positive) / min(positive)) if positive else 0.0
+    positive = [x for x in values if x > 0]
+    if figure.log and positive:
+        decades = math.log10(max(positive) / min(positive))
         return {"type": "log", "dtick": "D2" if decades < 2 else 1, "tickformat": ",~r"}
     if figure.percent:  # noise far below one per cent is not blown up to a landscape
         return {"range": [0, max([0.01, *(1.05 * x for x in values)])], "tickformat": ".3~p"}

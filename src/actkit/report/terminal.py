@@ -28,8 +28,8 @@ def show(report: Report, console: Console | None = None) -> None:
         console.print()
         console.print(Text(page.question, style="bold cyan"))
         for figure in page.figures:
-            console.print(Text(f"{figure.title} ({figure.y_title})", style="dim"))
-            console.print(_drawn(figure, console.width))
+            for part in _drawn(figure, console.width):
+                console.print(part)
         for finding in page.findings:
             console.print(Text(_hung("  • ", finding, console.width)))
         if page.note:
@@ -42,7 +42,7 @@ def _hung(mark: str, text: str, width: int) -> str:
     return fill(text, room, initial_indent=mark, subsequent_indent=" " * len(mark))
 
 
-def _drawn(figure: Figure, width: int) -> Table:
+def _drawn(figure: Figure, width: int) -> tuple[Text, Table]:
     """Draw each series as a row of bars, with its lowest and its highest value."""
     series = figure.series
     if figure.kind == "map":
@@ -52,20 +52,21 @@ def _drawn(figure: Figure, width: int) -> Table:
     taken = max(len(name) + len(low) + len(high) for name, (low, high) in ends.items())
     every = max(1, math.ceil(len(figure.x) / max(8, width - taken - MARGIN)))
     table = Table(header_style="dim", box=None, padding=(0, 2, 0, 0))
-    table.add_column("", justify="right", no_wrap=True)
-    table.add_column(_span(figure, every), no_wrap=True, style="blue")
-    table.add_column("lowest", justify="right", no_wrap=True)
-    table.add_column("highest", justify="right", no_wrap=True)
+    for name in ("", "", "lowest", "highest"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.columns[1].style, table.columns[1].justify = "blue", "left"
     shared = [x for values in series.values() for x in values]
     for name, values in series.items():
         table.add_row(name, bar_line(values[::every], shared, figure.log), *ends[name])
-    return table
+    return Text(_title(figure, every), style="dim"), table
 
 
-def _span(figure: Figure, every: int) -> str:
-    """Return the head of the bars: which layers they stand for."""
-    thinned = f", 1 of {every}" if every > 1 else ""
-    return f"{figure.x_title} {figure.x[0]} to {figure.x[-1]}{thinned}{' (log)' * figure.log}"
+def _title(figure: Figure, every: int) -> str:
+    """Return what the bars show, and of which layers."""
+    first, last = figure.x[0], figure.x[-1]
+    span = f"{figure.x_title} {first}" if first == last else f"{figure.x_title} {first} to {last}"
+    thinned = f", every {every}th" if every > 3 else ("", ", every 2nd", ", every 3rd")[every - 1]
+    return f"{figure.title} ({figure.y_title}), {span}{thinned}{', log scale' * figure.log}"
 
 
 def _end(figure: Figure, values: Sequence[float], pick: Callable[[Iterable[float]], float]) -> str:

@@ -15,6 +15,8 @@ def number(x: float | None) -> str:
         return "-"
     if math.isinf(x):
         return "∞" if x > 0 else "-∞"
+    if x == 0:
+        return "0"
     if isinstance(x, int):
         return f"{x:,}"
     size = abs(float(f"{x:.3g}"))

@@ -5,7 +5,7 @@ Shapes: N rows.
 
 import hashlib
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from actkit.core.errors import DamagedError
 from actkit.core.progress import track
-from actkit.store._format import FACTS, columns_of, head, starts
+from actkit.store._format import FACTS, Column, columns_of, head, starts
 from actkit.store._manifest import Entry, Head, check_size
 from actkit.store._open_shard import about
 
 Ids = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
 CHECKERS = 4
 """Threads that hash; they run side by side because hashlib lets go of the interpreter."""
 
@@ -40,6 +41,7 @@ class Shard:
         self.path, self.entry = folder / entry.shard, entry
         self._store, self._check = store, check
         self._columns: dict[str, Tensor] | None = None
+        self._bytes: dict[str, Bytes] = {}
 
     def column(self, name: str) -> Tensor:
         """Return a column as it is stored, (N, ...), in place.
@@ -50,6 +52,13 @@ class Shard:
         if self._columns is None:
             self._columns = self._mapped()
         return self._columns[name]
+
+    def bytes(self, name: str) -> Bytes:
+        """Return a column in place as (N, bytes of a row), which any kernel can copy."""
+        if name not in self._bytes:
+            rows = self.column(name)
+            self._bytes[name] = rows.reshape(len(rows), -1).view(torch.uint8).numpy()
+        return self._bytes[name]
 
     @property
     def touched(self) -> bool:
@@ -93,14 +102,14 @@ class Shards:
 
     Attributes:
         parts: The shards.
+        columns: What each of them has, by name.
         bounds: Index of each shard's first row, and the number of rows last.
     """
 
-    def __init__(self, parts: Sequence[Shard]) -> None:
+    def __init__(self, parts: Sequence[Shard], columns: Iterable[Column]) -> None:
         """Number the rows."""
-        self.parts = parts
+        self.parts, self.columns = parts, {column.name: column for column in columns}
         self.bounds: Ids = np.cumsum([0, *(p.entry.rows for p in parts)], dtype=np.int64)
-        self._unread = len(parts) > 0
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -114,30 +123,22 @@ class Shards:
             views.append(self.parts[s].column(name)[max(start - low, 0) : max(stop - low, 0)])
         return views[0] if len(views) == 1 else torch.cat(views)
 
-    def gather(
-        self, name: str, ids_N: Ids, order_N: Tensor, rooms: dict[str, Tensor] | None = None
-    ) -> Tensor:
-        """Return rows of a column by ascending index, then put in another order, copied.
-
-        Args:
-            name: The column.
-            ids_N: Row indices, ascending, at least one.
-            order_N: Which of them comes first, second, ...
-            rooms: Memory to use again from call to call, by column.
-        """
-        shards = self.overlap(int(ids_N[0]), int(ids_N[-1]) + 1)
-        like = self.parts[shards.start].column(name)
-        rooms = {} if rooms is None else rooms
-        if name not in rooms or len(rooms[name]) < len(ids_N):
-            rooms[name] = torch.empty_like(as_bytes(like[:1])).repeat(len(ids_N), 1)
-        room = rooms[name][: len(ids_N)]
-        cuts = np.searchsorted(ids_N, self.bounds[shards.start : shards.stop + 1])
+    def gather(self, name: str, ids_N: Ids) -> Tensor:
+        """Return rows of a column by index, copied."""
+        column = self.columns[name]
+        order_N = np.argsort(ids_N, kind="stable")
+        sorted_N = ids_N[order_N]
+        taken = np.empty((len(ids_N), column.row_bytes), np.uint8)
+        shards = self.overlap(int(sorted_N[0]), int(sorted_N[-1]) + 1)
+        cuts = np.searchsorted(sorted_N, self.bounds[shards.start : shards.stop + 1])
         for s, low, high in zip(shards, cuts[:-1], cuts[1:], strict=True):
             if high > low:
-                index_N = torch.from_numpy(ids_N[low:high] - self.bounds[s])
-                source = as_bytes(self.parts[s].column(name))
-                torch.index_select(source, 0, index_N, out=room[low:high])
-        return room.index_select(0, order_N).view(like.dtype).view(-1, *like.shape[1:])
+                take(
+                    self.parts[s].bytes(name), sorted_N[low:high] - self.bounds[s], taken[low:high]
+                )
+        ordered = np.empty_like(taken)
+        take(taken, np.argsort(order_N), ordered)
+        return as_rows(ordered, column)
 
     def overlap(self, start: int, stop: int) -> range:
         """Return which shards hold the rows of a span; the one at its start if it is empty."""
@@ -145,13 +146,9 @@ class Shards:
         first = int(np.searchsorted(inner, start, side="right"))
         return range(first, 1 + int(np.searchsorted(inner, max(stop - 1, start), side="right")))
 
-    def touch(self, ids_N: Ids) -> None:
-        """Check and map the shards of some rows, several at once, where that was not done yet."""
-        if not self._unread:
-            return
-        held = np.unique(np.searchsorted(self.bounds[1:-1], ids_N, side="right"))
-        fresh = [self.parts[s] for s in held if not self.parts[s].touched]
-        self._unread = not all(part.touched for part in self.parts)
+    def touch(self, shards: Set[int]) -> None:
+        """Check and map shards, several at once, where that was not done yet."""
+        fresh = [self.parts[s] for s in sorted(shards) if not self.parts[s].touched]
         if fresh:
             with ThreadPoolExecutor(CHECKERS) as pool:
                 done = pool.map(lambda shard: shard.column(FACTS[0]), fresh)
@@ -159,9 +156,16 @@ class Shards:
                     pass
 
 
-def as_bytes(rows: Tensor) -> Tensor:
-    """Return rows as (N, bytes) uint8, which every kernel can copy whatever they mean."""
-    return rows.reshape(len(rows), -1).view(torch.uint8)
+def take(rows: Bytes, index_N: Ids, out: Bytes) -> None:
+    """Copy rows by index into `out`; every index must be in range."""
+    # As single items of a row's size, rows are copied whole. "raise" would copy `out` once more.
+    item = f"V{rows.shape[1]}"
+    np.take(rows.view(item)[:, 0], index_N, out=out.view(item)[:, 0], mode="clip")
+
+
+def as_rows(data: Bytes, column: Column) -> Tensor:
+    """Return bytes as the rows that they are."""
+    return torch.from_numpy(data).view(column.dtype).view(len(data), *column.shape)
 
 
 def damages(shards: Sequence[Shard]) -> list[DamagedError]:

@@ -1,89 +1,117 @@
-"""Batches in random order, read straight from the memory maps.
+"""Batches in random order, from a pool that is filled with blocks of many shards.
 
-An epoch draws blocks of consecutive rows from all shards in random order. Enough blocks to fill
-the pool are mixed row by row; what does not fill a batch is mixed with the next ones. The pool is
-a choice of rows and no copy of them: they stay in the page cache, which the system keeps within
-its memory. Each batch is gathered in the order of the disk, then permuted while it is in cache.
+An epoch goes through all blocks of consecutive rows in random order. As many as fill some batches
+are copied into the pool, one copy for each block, and rows are drawn from it, one gather for each
+batch; then come the next blocks. A second thread does half of each step: torch's own team of
+threads was hardly faster on an idle machine, and up to a hundred times slower on a busy one.
 
 Shapes: N rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from actkit.core.errors import StoreError
-from actkit.store._shards import Ids, Shards
+from actkit.store._memory import Memory
+from actkit.store._shards import Bytes, Ids, Shards, as_rows, take
 
-Draw = tuple[Ids, Tensor]
-"""Rows of a batch in the order of the disk, and the order to put them in."""
-
-BLOCK = 512
+BLOCK = 256
 """Consecutive rows that are drawn at once."""
 
-POOL = 65536
-"""Rows that are mixed with each other, unless 16 batches are more."""
+Span = tuple[int, int, int]
+"""A shard's index, the first row and the end inside it."""
 
 
-def shuffled(shards: Shards, size: int, pool: int | None, seed: int) -> Iterator[Draw]:
-    """Yield each batch of an epoch: ascending row indices, and the order to put them in.
+def shuffled(
+    shards: Shards, names: Sequence[str], size: int, pool: int, seed: int
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the batches of an epoch, columns as they are stored.
 
-    Every row comes once. All batches have `size` rows except the last one.
+    Every row comes once. All batches have `size` rows except the last one. The order depends on
+    the store, the seed, `size` and `pool`, and not on the columns.
 
     Args:
         shards: The rows.
+        names: The columns.
         size: Rows of a batch.
-        pool: Rows that are mixed with each other; None for 65,536, or 16 batches if that is more.
+        pool: Most rows in the pool, at least `size`.
         seed: Decides on the order; another epoch takes another seed.
     """
-    pool = max(POOL, 16 * size) if pool is None else pool
-    if pool < size:
-        raise StoreError(f"a pool holds at least one batch, got {pool} rows for batches of {size}")
     random = torch.Generator().manual_seed(seed)
-    rest: Ids = np.empty(0, dtype=np.int64)
-    for fresh in _windows(shards, pool, random):
-        # Both runs ascend already, which the stable sort makes use of.
-        ids_N = np.sort(np.concatenate([rest, fresh]), kind="stable")
-        *batches, rest = _dealt(ids_N, size, random)
-        for batch in batches:
-            yield batch, torch.randperm(len(batch), generator=random)
-    if len(rest):
-        yield rest, torch.randperm(len(rest), generator=random)
+    memory, columns = Memory(), [shards.columns[name] for name in names]
+    pools = [np.empty((min(pool, len(shards)), c.row_bytes), np.uint8) for c in columns]
+    with ThreadPoolExecutor(1, "actkit-batches") as helper:
+        for window in _windows(shards, size, pool, random):
+            shards.touch({shard for shard, _, _ in window})
+            for column, room in zip(columns, pools, strict=True):
+                num_rows = _fill(helper, room, shards, column.name, window)
+            order_N = torch.randperm(num_rows, generator=random).numpy()
+            for at in range(0, num_rows, size):
+                index_N = order_N[at : at + size]
+                yield {
+                    column.name: as_rows(_drawn(helper, room, index_N, memory), column)
+                    for column, room in zip(columns, pools, strict=True)
+                }
 
 
-def _windows(shards: Shards, pool: int, random: torch.Generator) -> Iterator[Ids]:
-    """Yield the ascending rows of the random blocks that are in the pool together."""
-    if not len(shards):
-        return
-    firsts = [
-        np.arange(a, b, BLOCK) for a, b in zip(shards.bounds, shards.bounds[1:], strict=False)
-    ]
-    starts = np.concatenate(firsts)
-    lengths = np.concatenate(
-        [np.minimum(BLOCK, b - f) for f, b in zip(firsts, shards.bounds[1:], strict=True)]
-    )
-    order = torch.randperm(len(starts), generator=random).numpy()
-    ends = np.cumsum(lengths[order])
+def _windows(shards: Shards, size: int, pool: int, random: torch.Generator) -> Iterator[list[Span]]:
+    """Yield what is in the pool together, in the order of the disk."""
+    num_rows = len(shards)
+    num_batches = -(-num_rows // size)
     # Windows of about one size, so that the last one mixes as well as the others.
-    window = (ends - 1) * -(-len(shards) // pool) // len(shards)
-    for cut in np.split(order, np.flatnonzero(np.diff(window)) + 1):
-        blocks = np.sort(cut)
-        yield _spans(starts[blocks], lengths[blocks])
+    num_windows = -(-num_batches // (pool // size))
+    shares = (num_batches * (k + 1) // num_windows for k in range(num_windows))
+    ends = (min(num_rows, size * share) for share in shares)
+    window: list[Span] = []
+    end, done = next(ends, 0), 0
+    for shard, start, stop in _blocks(shards, random):
+        while start < stop:
+            taken = min(stop - start, end - done)
+            window.append((shard, start, start + taken))
+            start, done = start + taken, done + taken
+            if done == end:
+                yield sorted(window)
+                window, end = [], next(ends, 0)
 
 
-def _spans(starts: Ids, lengths: Ids) -> Ids:
-    """Return the indices of several spans, one after the other."""
-    before = np.cumsum(lengths) - lengths
-    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+def _blocks(shards: Shards, random: torch.Generator) -> Iterator[Span]:
+    """Yield all blocks in random order."""
+    lengths = np.diff(shards.bounds)
+    counts = -(-lengths // BLOCK)
+    owners = np.repeat(np.arange(len(lengths)), counts)
+    firsts = BLOCK * (np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts))
+    for i in torch.randperm(len(owners), generator=random).numpy():
+        shard, start = int(owners[i]), int(firsts[i])
+        yield shard, start, min(start + BLOCK, int(lengths[shard]))
 
 
-def _dealt(ids_N: Ids, size: int, random: torch.Generator) -> list[Ids]:
-    """Deal rows out at random: full batches, then the rest; each ascends if the rows do."""
-    hand = torch.randperm(len(ids_N), generator=random).numpy() // size
-    num_batches = len(ids_N) // size
-    # Few values let the stable sort be a counting one.
-    narrow = hand.astype(np.min_scalar_type(num_batches))
-    dealt = ids_N[np.argsort(narrow, kind="stable")]
-    return [dealt[i * size : (i + 1) * size] for i in range(num_batches + 1)]
+def _fill(helper: Executor, room: Bytes, shards: Shards, name: str, window: Sequence[Span]) -> int:
+    """Copy a window into the pool; return its number of rows."""
+    ends = list(accumulate(stop - start for _, start, stop in window))
+
+    def copy(low: int, high: int) -> None:
+        for (shard, start, stop), end in zip(window[low:high], ends[low:high], strict=True):
+            np.copyto(room[end - stop + start : end], shards.parts[shard].bytes(name)[start:stop])
+
+    _in_halves(helper, copy, len(window))
+    return ends[-1]
+
+
+def _drawn(helper: Executor, room: Bytes, index_N: Ids, memory: Memory) -> Bytes:
+    drawn = memory.take(len(index_N), room.shape[1])
+
+    def copy(low: int, high: int) -> None:
+        take(room, index_N[low:high], drawn[low:high])
+
+    _in_halves(helper, copy, len(index_N))
+    return drawn
+
+
+def _in_halves(helper: Executor, job: Callable[[int, int], None], num: int) -> None:
+    later = helper.submit(job, num // 2, num)
+    job(0, num // 2)
+    later.result()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from actkit.core.recording import Rows
-from actkit.store._format import FACTS, SCALE, Column, decode
+from actkit.store._format import FACTS, SCALE, decode
 from actkit.store._shards import Ids, Shards
 
 Index = int | slice | list[int] | Tensor | Ids
@@ -28,10 +28,10 @@ class ColumnView:
         raw: The same rows as they are stored.
     """
 
-    def __init__(self, shards: Shards, column: Column, scaled: bool, raw: bool = False) -> None:
+    def __init__(self, shards: Shards, name: str, raw: bool = False) -> None:
         """Hold what is needed to read."""
-        self._shards, self._column, self._scaled, self._raw = shards, column, scaled, raw
-        self.name = column.name
+        self.name, self._shards, self._raw = name, shards, raw
+        self._column = shards.columns[name]
 
     @property
     def shape(self) -> torch.Size:
@@ -47,7 +47,7 @@ class ColumnView:
     @property
     def raw(self) -> "ColumnView":
         """The same rows as they are stored."""
-        return ColumnView(self._shards, self._column, self._scaled, raw=True)
+        return ColumnView(self._shards, self.name, raw=True)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -74,9 +74,7 @@ class ColumnView:
         ids_N = resolve(index, len(self))
         if not len(ids_N):
             return self.span(0, 0)
-        order_N = np.argsort(ids_N, kind="stable")
-        taken_N, place_N = ids_N[order_N], torch.from_numpy(np.argsort(order_N))
-        return self.decoded(lambda name: self._shards.gather(name, taken_N, place_N))
+        return self.decoded(lambda name: self._shards.gather(name, ids_N))
 
     def span(self, start: int, stop: int) -> Tensor:
         """Return consecutive rows, in place where one shard has them all."""
@@ -92,7 +90,9 @@ class ColumnView:
     @property
     def stored(self) -> list[str]:
         """The columns that are read for this one."""
-        return [self.name, self.name + SCALE] if self._scaled and not self._raw else [self.name]
+        scale = self.name + SCALE
+        scaled = scale in self._shards.columns and not self._raw
+        return [self.name, scale] if scaled else [self.name]
 
 
 class RowsView:
@@ -100,7 +100,7 @@ class RowsView:
 
     def __init__(self, shards: Shards) -> None:
         """Hold what is needed to read."""
-        self._views = [ColumnView(shards, Column(name, torch.int64), False) for name in FACTS]
+        self._views = [ColumnView(shards, name) for name in FACTS]
         grids = {part.entry.grid for part in shards.parts}
         self._grid = grids.pop() if len(grids) == 1 else None
 

@@ -4,13 +4,14 @@ Shapes: N rows.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from actkit.core.edit import Edit
@@ -23,6 +24,7 @@ from actkit.core.recording import Rows
 from actkit.core.sites import Site
 from actkit.core.stream import batches, flat_rows
 from actkit.store._digest import digest
+from actkit.store._format import FACTS
 from actkit.store._manifest import NAME, Manifest, begun, changed
 from actkit.store._parts import PART, check_alone, part_name
 from actkit.store.reader import Store
@@ -69,8 +71,9 @@ class Job:
 
     def header(self) -> dict[str, Any]:
         """Return the provenance; the data's hash is None if they can be read only once."""
-        held = isinstance(self.data, str | Sequence | Tensor)
-        data = getattr(self.data, "hash", None) or (digest(self.data) if held else None)
+        held = isinstance(self.data, str | Sequence | Mapping | Tensor)
+        known = getattr(self.data, "hash", None)
+        data = known if isinstance(known, str) else digest(self.data) if held else None
         edits = digest(list(self.edits)) if self.edits else None
         return stamp(self.model, data=data, edits=edits, batch_size=self.batch_size)
 
@@ -108,17 +111,14 @@ class Job:
         rows: dict[str, Rows] = {}
 
         def read(site: Site, x: Tensor, moment: Moment) -> None:
-            if site.name in values:
-                raise StoreError(
-                    f"a site is harvested once in a run, {site.name} ran again: "
-                    f"name one call, {site.name}#0"
-                )
             acts, rows[site.name] = flat_rows(site, x.detach(), moment)
             # Networks without a table may overwrite in place what they passed on.
             values[site.name] = acts.clone() if site.stack is None else acts
 
         self.model.stream(batch, sites, read, self.edits)
-        return values, next(iter(rows.values()))
+        if silent := [site.name for site in sites if site.name not in values]:
+            raise StoreError(f"a site to harvest must run, {', '.join(silent)} did not")
+        return values, _shared(rows)
 
 
 Engine = Callable[[Job], Store]
@@ -224,6 +224,20 @@ def _check_data(done: dict[str, Any], sha256: str) -> None:
             f"a store is resumed with the data it was begun with: the first {done['batches']} "
             f"batches had SHA-256 {done['sha256'][:12]}, got {sha256[:12]}"
         )
+
+
+def _shared(rows: dict[str, Rows]) -> Rows:
+    """Return the rows of all sites, which must be the same."""
+    (first, main), *others = rows.items()
+    for site, own in others:
+        if len(own) != len(main) or any(
+            not torch.equal(getattr(own, fact), getattr(main, fact)) for fact in FACTS
+        ):
+            raise StoreError(
+                f"sites of one store share their rows, {first} has {len(main)} and {site} has "
+                f"{len(own)} or others: harvest them into a store each"
+            )
+    return main
 
 
 def _num_samples(batch: Batch) -> int:

@@ -178,7 +178,7 @@ class StoreWriter:
     def _begin(self, first_line: bytes) -> Manifest:
         """Write the first line of a new manifest, or mend and check an old one."""
         path = self.path / NAME
-        shards = sorted(self.path.glob("shard-*"))
+        shards = sorted(self.path.glob("shard-*.safetensors*"))
         with writing(path):
             if b"\n" not in path.read_bytes():
                 if shards:

@@ -9,6 +9,7 @@ Shapes: B batch, T tokens, H heads, S keys, D width.
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -190,6 +191,36 @@ def check_edits(m: Model, inputs: Any, tol: float = 1e-5) -> None:
             for got, want in zip(tensors(rec.output), wanted, strict=True):
                 rows = valid if got.shape[:2] == valid.shape else ...
                 close(got[rows], want[rows], tol)
+
+
+def check_gradients(m: Model, inputs: Any, step: float = 1e-3) -> None:
+    """Hold that gradients at recorded sites are what small edits there do to the output.
+
+    All sites of one block and those of the whole are checked. The network must be in float64, of
+    which many norms keep only float32, hence the large step; kinks need a smaller one.
+    """
+    chosen = [s.name for s in m.sites()]
+    chosen = [n for n in chosen if n.endswith(".1") or n.rpartition(".")[2] in WHOLE]
+    for name in chosen:
+        gen = torch.Generator().manual_seed(len(name))
+        rec = m.run(inputs, record=name, logits=True, grad=True)
+        assert rec.logits is not None
+        target = torch.randn(rec.logits.shape, generator=gen, dtype=torch.float64)
+        (grad,) = torch.autograd.grad((rec.logits * target).sum(), rec[name])
+        # what lies on heads and keys is edited rows first
+        turn = "S" in m.sites(name)[0].axes
+        rows = grad.transpose(1, 2) if turn else grad
+        way = torch.randn(rows.shape, generator=gen, dtype=torch.float64)
+        ends = [
+            m.run(inputs, record="logits", edits=[ak.apply(name, partial(_nudged, h * way))])
+            for h in (step, -step)
+        ]
+        slope = ((ends[0]["logits"] - ends[1]["logits"]) * target).sum() / (2 * step)
+        close((rows * way).sum()[None], slope[None], 5e-3)
+
+
+def _nudged(step: Tensor, x: Tensor) -> Tensor:
+    return x + step.to(x.dtype)
 
 
 def check_moves(m: Model, inputs: Any, names: Sequence[str] = ()) -> None:

@@ -386,6 +386,14 @@ def test_edits(name: str) -> None:
     parity.check_moves(m, ROWS)
 
 
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "gpt2-upcast"])
+def test_gradients_are_what_small_edits_do(name: str) -> None:
+    module = network(name).double()
+    if name in EXPERTS:
+        module.set_experts_implementation("eager")  # the default takes no float64
+    parity.check_gradients(Model(module), ROWS[:1], step=1e-6 if "opt" in name else 1e-3)
+
+
 @pytest.mark.parametrize("name", SERIAL)
 def test_the_middle_of_the_stream_is_edited_in_the_stream(name: str) -> None:
     parity.check_stream(opened(name), ROWS)

@@ -6,8 +6,8 @@ from actkit.core.sites import POINTS, Stack, into, out
 
 MODEL_TYPES = ("mamba", "mamba2", "falcon_mamba")
 
-NO_ATTENTION = "a Mamba block has no attention: its one mixer is read by path, mixer:out"
-NO_MLP = "a Mamba block has no MLP: its one mixer is read by path, mixer:out"
+NO_ATTENTION = "a Mamba block has no attention: read its mixer, backbone.layers.0.mixer:out"
+NO_MLP = "a Mamba block has no MLP: read its mixer, backbone.layers.0.mixer:out"
 NO_MIDDLE = "a Mamba block adds to the stream once: its middle is resid_post"
 
 

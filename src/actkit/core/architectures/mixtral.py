@@ -1,7 +1,7 @@
 """Mixtral: Llama's blocks whose MLP is a router and experts.
 
 `router_weights` are the weights of a token's chosen experts, strongest first; which experts they
-are, `layers.0.mlp.gate:out.2` tells. `expert_hidden` is in the same order.
+are, `model.layers.0.mlp.gate:out.2` tells. `expert_hidden` is in the same order.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Qwen 1.5 and 2 MoE, Qwen 3 MoE: Llama's blocks, some or all with a router and experts.
 
 `router_weights` and `expert_hidden` are as in Mixtral. Qwen 2's shared expert, which every token
-uses, is no part of them: it is reached by path, `layers.0.mlp.shared_expert.down_proj:in`.
+uses, is no part of them: it is reached by path, `model.layers.0.mlp.shared_expert.down_proj:in`.
 """
 
 from dataclasses import replace
