@@ -79,3 +79,9 @@ def test_a_recording_is_a_mapping(m: Model) -> None:
         rec.rows_of("z.1")
     with pytest.raises(SiteError, match="recorded: nothing"):
         Recording({}, {}, rec.rows)["z.1"]
+
+
+def test_rows_of_a_network_without_tokens_are_at_position_zero() -> None:
+    rec = Model(torch.nn.Sequential(torch.nn.Linear(3, 5))).run(torch.ones(4, 3), record="0:out")
+    assert rec.rows_of("0:out").position.tolist() == [[0]] * 4
+    assert rec.rows_of("0:out").sample.tolist() == [[0], [1], [2], [3]]

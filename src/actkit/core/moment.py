@@ -52,7 +52,10 @@ class Moment:
         self._tokens = ids if is_ids else None
         embeds = kwargs.get("inputs_embeds")
         sequence = next((s for s in (self._tokens, embeds, first) if s is not None), None)
-        counts = isinstance(sequence, Tensor) and sequence.dim() in (2, 3) and not self.frames
+        has_tokens = (
+            isinstance(sequence, Tensor) and sequence.dim() == 2 + sequence.is_floating_point()
+        )
+        counts = has_tokens and not self.frames
         self._length = sequence.shape[1] if counts and sequence is not None else 0
         self._past, self._rows = _past(kwargs, seen), {}
         self._mask = _mask(kwargs.get("attention_mask"), self._past + self._length)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from actkit import data as bundled
+from actkit.core.digest import digest
 from actkit.core.errors import InputError
 from actkit.core.inputs import Batch, Call
 from actkit.core.model import Model
 from actkit.report.words import count
-from actkit.store._digest import digest
 
 LENGTH = 128
 """Tokens of one block of text, its special tokens included."""

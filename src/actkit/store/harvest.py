@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from actkit.core.digest import digest
 from actkit.core.edit import Edit
 from actkit.core.errors import InputError, StoreError
 from actkit.core.inputs import Batch
@@ -23,7 +24,6 @@ from actkit.core.provenance import stamp
 from actkit.core.recording import Rows
 from actkit.core.sites import Site
 from actkit.core.stream import batches, flat_rows
-from actkit.store._digest import digest
 from actkit.store._format import FACTS
 from actkit.store._manifest import NAME, Manifest, begun, changed
 from actkit.store._parts import PART, check_alone, part_name
