@@ -43,7 +43,7 @@ class Model:
     def __init__(
         self, module: nn.Module, tokenizer: Any = None, processor: Any = None, name: str = ""
     ) -> None:
-        """Look at the network's structure; nothing is changed."""
+        """Look at the structure; a decoder without a table is run on ten tokens to prove it."""
         self.module, self.tokenizer, self.processor = module, tokenizer, processor
         self.name = name or type(module).__name__
         self.encode = Encoder(module, tokenizer, processor)
