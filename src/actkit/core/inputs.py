@@ -35,6 +35,12 @@ class Batch:
     tokens: Tensor | None = None
     valid: Tensor | None = None
 
+    @property
+    def num_samples(self) -> int:
+        """Return the length of the first tensor; 1 if there is none."""
+        values = (*self.args, *self.kwargs.values())
+        return next((len(v) for v in values if isinstance(v, Tensor)), 1)
+
 
 class Call:
     """Positional and keyword inputs of any network: `m.run(ak.Call(x, scale=2.0), ...)`."""

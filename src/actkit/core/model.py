@@ -15,12 +15,13 @@ from actkit.core.edit import Edit
 from actkit.core.errors import EditError, InputError
 from actkit.core.hooks import Hooks, Stop
 from actkit.core.inputs import Batch, Encoder
-from actkit.core.layout import axes_of, rows_first
 from actkit.core.moment import Moment
 from actkit.core.networks import find
 from actkit.core.recording import Recording, Rows
 from actkit.core.replace import replaced
 from actkit.core.sites import Site
+from actkit.core.stream import observe, rows_at
+from actkit.core.sweep import sweep
 from actkit.core.taps import Read, Tap, check_reached, check_run
 
 if TYPE_CHECKING:
@@ -186,8 +187,6 @@ class Model:
                 token, or from its last.
             batch: How many rows to run at once.
         """
-        from actkit.core.sweep import sweep
-
         return sweep(self, inputs, variants, metric, at, batch)
 
     def observe(
@@ -208,8 +207,6 @@ class Model:
         Returns:
             For each site its own readings, fed.
         """
-        from actkit.core.stream import observe
-
         return observe(self, data, readings, batch_size, edits)
 
     def harvest(self, data: Any, record: Names, to: Any, **settings: Any) -> "Store":
@@ -271,16 +268,6 @@ class Model:
                 f"prompt and new tokens must fit the context of {length} tokens, "
                 f"got {used} and {max_new_tokens}"
             )
-
-
-def rows_at(site: Site, x: Tensor, moment: Moment) -> Rows:
-    """Return the rows of what was read at a site."""
-    axes = site.axes or axes_of(x)
-    if axes == "BCYX":
-        return Rows.image(len(x), x.shape[2], x[0, 0, 0].numel())
-    shape = rows_first(x, axes).shape
-    tokens = x.shape[-2] if axes == "BTS" else shape[1]
-    return moment.rows(shape[0], tokens)
 
 
 def _token_rows(batch: Batch) -> Rows | None:

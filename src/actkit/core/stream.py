@@ -72,7 +72,7 @@ def observe(
     for group in track(_lists(data, batch_size), "observing"):
         batch = model.encode(group)
         model.stream(batch, list(sites.values()), read, edits)
-        seen += _num_samples(batch)
+        seen += batch.num_samples
     if not seen:
         raise InputError("data must hold at least one sample, got none")
     return own
@@ -83,10 +83,14 @@ def _lists(data: Any, size: int) -> Iterable[Any]:
     return list(batches(data, size)) if isinstance(data, list | tuple) else batches(data, size)
 
 
-def _num_samples(batch: Batch) -> int:
-    values = (*batch.args, *batch.kwargs.values())
-    first = next((v for v in values if isinstance(v, Tensor)), None)
-    return 1 if first is None else len(first)
+def rows_at(site: Site, x: Tensor, moment: Moment) -> Rows:
+    """Return the rows of what was read at a site."""
+    axes = site.axes or axes_of(x)
+    if axes == "BCYX":
+        return Rows.image(len(x), x.shape[2], x[0, 0, 0].numel())
+    shape = rows_first(x, axes).shape
+    tokens = x.shape[-2] if axes == "BTS" else shape[1]
+    return moment.rows(shape[0], tokens)
 
 
 def flat_rows(site: Site, x: Tensor, moment: Moment) -> tuple[Tensor, Rows]:
@@ -94,18 +98,15 @@ def flat_rows(site: Site, x: Tensor, moment: Moment) -> tuple[Tensor, Rows]:
 
     Key 0 of an attention row is its sample's first valid token, however the batch was padded.
     """
+    rows = rows_at(site, x, moment)
     axes = site.axes or axes_of(x)
     if axes == "BTS":
         x, axes = x[:, None], "BHTS"
     acts = rows_first(x, axes)
-    if axes == "BCYX":
-        rows = Rows.image(len(x), x.shape[2], x[0, 0, 0].numel())
-        return acts.flatten(0, 1), rows.flat()
-    rows = moment.rows(acts.shape[0], acts.shape[1])
-    if axes == "BHTS" and not rows.valid.all():
-        acts = _aligned(acts, rows.valid)
     if rows.valid.all():
         return acts.flatten(0, 1), rows.flat()
+    if axes == "BHTS":
+        acts = _aligned(acts, rows.valid)
     return acts[rows.valid], rows.flat()
 
 

@@ -97,7 +97,7 @@ class Job:
             if own:
                 values, rows = self._run(batch, sites)
                 yield values, rows.shifted(seen), {"batches": num_batches, "sha256": sha256}
-            seen += _num_samples(batch)
+            seen += batch.num_samples
         if num_batches < done["batches"]:
             raise StoreError(
                 f"data must hold what was harvested, {done['batches']} batches, got {num_batches}"
@@ -238,8 +238,3 @@ def _shared(rows: dict[str, Rows]) -> Rows:
                 f"{len(own)} or others: harvest them into a store each"
             )
     return main
-
-
-def _num_samples(batch: Batch) -> int:
-    values = (*batch.args, *batch.kwargs.values())
-    return next((len(v) for v in values if isinstance(v, Tensor)), 1)
