@@ -85,3 +85,23 @@ def test_rows_of_a_network_without_tokens_are_at_position_zero() -> None:
     rec = Model(torch.nn.Sequential(torch.nn.Linear(3, 5))).run(torch.ones(4, 3), record="0:out")
     assert rec.rows_of("0:out").position.tolist() == [[0]] * 4
     assert rec.rows_of("0:out").sample.tolist() == [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("name", ["attn_probs.1", "attn_probs.1.3"])
+def test_flat_rows_of_attention_are_those_of_single_runs(m: Model, name: str) -> None:
+    acts_NHS, rows = m.run(tiny.PROMPTS, record=name).flat(name)
+    heads = 1 if name.endswith(".3") else 6
+    assert acts_NHS.shape == (15, heads, 7) and len(rows) == 15
+    for i, prompt in enumerate(tiny.PROMPTS):
+        alone = m.run(prompt, record=name)[name].reshape(heads, int(rows.sample.eq(i).sum()), -1)
+        mine_NHS = acts_NHS[rows.sample == i]
+        torch.testing.assert_close(mine_NHS[..., : alone.shape[-1]].transpose(0, 1), alone)
+        assert not mine_NHS[..., alone.shape[-1] :].any()
+
+
+def test_flat_rows_of_pictures_are_their_pixels() -> None:
+    x = torch.randn(2, 3, 5, 4, generator=torch.manual_seed(0))
+    rec = Model(torch.nn.Sequential(torch.nn.Identity())).run(x, record="0:out")
+    acts_NC, rows = rec.flat("0:out")
+    assert acts_NC.shape == (40, 3) and len(rows) == 40
+    assert torch.equal(acts_NC[20 + 2 * 4 + 3], x[1, :, 2, 3])

@@ -107,7 +107,8 @@ class Model:
         if main is None:
             main = Rows.of(torch.ones(0, 0, dtype=torch.bool))
         found = _logits(output) if logits else None
-        return Recording({s.name: values[s.name] for s in sites}, rows, main, found, output)
+        axes = {s.name: s.axes for s in sites}
+        return Recording({s.name: values[s.name] for s in sites}, rows, main, found, output, axes)
 
     def generate(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from actkit.core.errors import SiteError
+from actkit.core.layout import axes_of, rows_first
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,10 @@ class Recording(Mapping[str, Tensor]):
         main: Rows,
         logits: Tensor | None = None,
         output: Any = None,
+        axes: Mapping[str, str] | None = None,
     ) -> None:
-        """Hold the tensors and rows of each site."""
-        self._values, self._rows = values, rows
+        """Hold the tensors and rows of each site; `axes` where a tensor's shape does not tell."""
+        self._values, self._rows, self._axes = values, rows, axes or {}
         self.rows, self.logits, self.output = main, logits, output
 
     def __getitem__(self, site: str) -> Tensor:
@@ -117,6 +119,31 @@ class Recording(Mapping[str, Tensor]):
         return self._rows[site]
 
     def flat(self, site: str) -> tuple[Tensor, Rows]:
-        """Return a site's valid rows as (N, ...) with their (N,) rows."""
-        rows = self.rows_of(site)
-        return self[site][rows.valid], rows.flat()
+        """Return a site's valid rows and what they belong to, as `valid_rows` does."""
+        x = self[site]
+        return valid_rows(x, self._axes.get(site) or axes_of(x), self.rows_of(site))
+
+
+def valid_rows(x: Tensor, axes: str, rows: Rows) -> tuple[Tensor, Rows]:
+    """Return valid rows as (N, ...), attention as (N, H, S), and their (N,) rows.
+
+    Key 0 of an attention row is its sample's first valid token, however the batch was padded.
+    """
+    if axes == "BTS":
+        x, axes = x[:, None], "BHTS"
+    acts = rows_first(x, axes)
+    if rows.valid.all():
+        return acts.flatten(0, 1), rows.flat()
+    if axes == "BHTS":
+        acts = _aligned(acts, rows.valid)
+    return acts[rows.valid], rows.flat()
+
+
+def _aligned(probs_BTHS: Tensor, valid_BT: Tensor) -> Tensor:
+    """Shift the keys so that index 0 is each sample's first valid token; zeros fill the end."""
+    first_B = valid_BT.long().argmax(-1)
+    keys_S = torch.arange(probs_BTHS.shape[-1], device=probs_BTHS.device)
+    source_BS = first_B[:, None] + keys_S
+    inside_BS = source_BS < probs_BTHS.shape[-1]
+    index = source_BS.clamp_max(probs_BTHS.shape[-1] - 1)[:, None, None].expand_as(probs_BTHS)
+    return probs_BTHS.gather(-1, index) * inside_BS[:, None, None]

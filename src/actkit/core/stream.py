@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from actkit.core.edit import Edit
@@ -17,7 +16,7 @@ from actkit.core.inputs import Batch
 from actkit.core.layout import axes_of, rows_first
 from actkit.core.moment import Moment
 from actkit.core.progress import track
-from actkit.core.recording import Rows
+from actkit.core.recording import Rows, valid_rows
 from actkit.core.sites import Site
 
 if TYPE_CHECKING:
@@ -94,27 +93,5 @@ def rows_at(site: Site, x: Tensor, moment: Moment) -> Rows:
 
 
 def flat_rows(site: Site, x: Tensor, moment: Moment) -> tuple[Tensor, Rows]:
-    """Return a site's valid rows as (N, ...), attention as (N, H, S), and their (N,) rows.
-
-    Key 0 of an attention row is its sample's first valid token, however the batch was padded.
-    """
-    rows = rows_at(site, x, moment)
-    axes = site.axes or axes_of(x)
-    if axes == "BTS":
-        x, axes = x[:, None], "BHTS"
-    acts = rows_first(x, axes)
-    if rows.valid.all():
-        return acts.flatten(0, 1), rows.flat()
-    if axes == "BHTS":
-        acts = _aligned(acts, rows.valid)
-    return acts[rows.valid], rows.flat()
-
-
-def _aligned(probs_BTHS: Tensor, valid_BT: Tensor) -> Tensor:
-    """Shift the keys so that index 0 is each sample's first valid token; zeros fill the end."""
-    first_B = valid_BT.long().argmax(-1)
-    keys_S = torch.arange(probs_BTHS.shape[-1], device=probs_BTHS.device)
-    source_BS = first_B[:, None] + keys_S
-    inside_BS = source_BS < probs_BTHS.shape[-1]
-    index = source_BS.clamp_max(probs_BTHS.shape[-1] - 1)[:, None, None].expand_as(probs_BTHS)
-    return probs_BTHS.gather(-1, index) * inside_BS[:, None, None]
+    """Return a site's valid rows and what they belong to, as `valid_rows` does."""
+    return valid_rows(x, site.axes or axes_of(x), rows_at(site, x, moment))
