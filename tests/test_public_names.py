@@ -7,6 +7,7 @@ import actkit as ak
 
 NAMES = [
     "Call",
+    "Checkpoints",
     "Edit",
     "Model",
     "Recording",

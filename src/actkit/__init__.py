@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from actkit import data
     from actkit.catalog import get, methods
     from actkit.core import errors
+    from actkit.core.checkpoints import Checkpoints
     from actkit.core.edit import (
         Edit,
         add,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Call",
+    "Checkpoints",
     "Edit",
     "Model",
     "Recording",
@@ -74,6 +76,7 @@ _HOMES = {
     ),
     **dict.fromkeys(("load_edits", "save_edits"), "actkit.core.edit_file"),
     "Call": "actkit.core.inputs",
+    "Checkpoints": "actkit.core.checkpoints",
     "Model": "actkit.core.model",
     "open": "actkit.core.opening",
     **dict.fromkeys(("Recording", "Rows"), "actkit.core.recording"),

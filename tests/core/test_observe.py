@@ -5,7 +5,7 @@ Shapes: N rows, D width, H heads, S keys, T tokens.
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from actkit.core.errors import EditError, InputError, SiteError
 from actkit.core.model import Model
 from actkit.core.recording import Rows
 from actkit.core.stream import batches
-from actkit.read._base import Reading
+from actkit.read._base import JointReading, Reading
 from tests.core import tiny
 
 SITES = ["resid_post.1", "z.0", "attn_probs.2", "embeddings", "z.1.3"]
@@ -201,3 +201,51 @@ def test_an_error_in_a_reading_leaves_nothing_behind(m: Model) -> None:
 
     with tiny.untouched(m.module), pytest.raises(KeyboardInterrupt):
         m.observe(TEXTS, {"attn_probs.*": [Broken()]})
+
+
+@dataclass
+class Together(JointReading):
+    """Keeps what it is given of several sites."""
+
+    acts: list[list[Tensor]] = field(default_factory=list)
+    samples: list[Tensor] = field(default_factory=list)
+
+    def update(self, acts: Sequence[Tensor], rows: Rows) -> None:
+        self.acts.append([a.clone() for a in acts])
+        self.samples.append(rows.sample)
+
+    def merge(self, other: Self) -> Self:
+        raise NotImplementedError
+
+    def result(self) -> list[Tensor]:
+        return [torch.cat(parts) for parts in zip(*self.acts, strict=True)]
+
+
+def test_a_tuple_of_sites_is_read_together_in_its_order(m: Model) -> None:
+    names = ("resid_post.*", "embeddings", "z.1")
+    plain = {site: [Kept()] for site in ("resid_post.0", "z.1")}
+    fed = m.observe(TEXTS, {names: [Together()], **plain}, batch_size=2)
+    (together,) = fed[names]
+    sites = [s.name for name in names for s in m.sites(name)]
+    found = together.result()
+    assert len(found) == len(sites) == 5
+    for site, acts in zip(sites, found, strict=True):
+        alone = m.observe(TEXTS, {site: [Kept()]}, batch_size=2)[site][0]
+        assert_close(acts, torch.cat(alone.acts), rtol=0, atol=0)
+    assert {*torch.cat(together.samples).tolist()} == {*range(len(TEXTS))}
+    assert set(fed) == {names, *plain}
+
+
+def test_sites_with_other_rows_cannot_be_read_together() -> None:
+    convs = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.MaxPool2d(2))
+    with pytest.raises(InputError, match=r"0:out has 32 and 1:out has 8"):
+        Model(convs).observe([torch.ones(2, 3, 4, 4)], {("0:out", "1:out"): [Together()]})
+
+
+def test_what_is_written_over_in_place_is_held_as_it_flowed() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU(inplace=True))
+    x_ND = torch.randn(4, 3, generator=torch.manual_seed(0))
+    fed = Model(net).observe([x_ND], {("0:out", "1:out"): [Together()]})
+    before, after = fed["0:out", "1:out"][0].result()
+    assert_close(before, net[0](x_ND).detach())
+    assert (before < 0).any() and (after >= 0).all()

@@ -193,20 +193,21 @@ class Model:
     def observe(
         self,
         data: Any,
-        readings: Mapping[str, Sequence[Any]],
+        readings: Mapping[Any, Sequence[Any]],
         batch_size: int = 8,
         edits: Sequence[Edit] = (),
-    ) -> dict[str, list[Any]]:
+    ) -> dict[Any, list[Any]]:
         """Stream data through readings in constant memory.
 
         Args:
             data: An iterable of inputs; single texts are batched.
-            readings: For each site or pattern the readings to copy and feed at each site.
+            readings: For each site or pattern the readings to copy and feed at each site; for a
+                tuple of them the joint readings to feed at all of them together.
             batch_size: How many texts to run at once.
             edits: As in `run`.
 
         Returns:
-            For each site its own readings, fed.
+            For each site, and for each tuple, its own readings, fed.
         """
         return observe(self, data, readings, batch_size, edits)
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from actkit.core.errors import SiteError
 from actkit.core.layout import axes_of, rows_first
 
+FACTS = ("sample", "position", "token")
+"""The fields of `Rows` that tell rows apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:

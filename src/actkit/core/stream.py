@@ -8,15 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from actkit.core.edit import Edit
-from actkit.core.errors import InputError
+from actkit.core.errors import ActkitError, InputError, SiteError
 from actkit.core.inputs import Batch
 from actkit.core.layout import axes_of, rows_first
 from actkit.core.moment import Moment
 from actkit.core.progress import track
-from actkit.core.recording import Rows, valid_rows
+from actkit.core.recording import FACTS, Rows, valid_rows
 from actkit.core.sites import Site
 
 if TYPE_CHECKING:
@@ -50,31 +51,80 @@ def _has_batch_axis(item: Any) -> bool:
 def observe(
     model: "Model",
     data: Any,
-    readings: Mapping[str, Sequence[Any]],
+    readings: Mapping[Any, Sequence[Any]],
     batch_size: int,
     edits: Sequence[Edit],
-) -> dict[str, list[Any]]:
-    """Feed copies of the readings at every site that their names mean."""
-    own: dict[str, list[Any]] = {}
-    sites: dict[str, Site] = {}
-    for names, templates in readings.items():
-        for site in model.sites(names):
-            sites[site.name] = site
-            own.setdefault(site.name, []).extend(map(copy.deepcopy, templates))
-    seen = 0
-
-    def read(site: Site, x: Tensor, moment: Moment) -> None:
-        acts, rows = flat_rows(site, x.detach(), moment)
-        for reading in own[site.name]:
-            reading.update(acts, rows.shifted(seen))
-
+) -> dict[Any, list[Any]]:
+    """Feed copies of the readings: at every site that a name means, or at a tuple of sites."""
+    feeder = Feeder(model, readings)
     for group in track(_lists(data, batch_size), "observing"):
-        batch = model.encode(group)
-        model.stream(batch, list(sites.values()), read, edits)
-        seen += batch.num_samples
-    if not seen:
+        feeder.take(model.encode(group), edits)
+    if not feeder.num_samples:
         raise InputError("data must hold at least one sample, got none")
-    return own
+    return feeder.fed
+
+
+class Feeder:
+    """Hands what flows through a network to copies of readings.
+
+    Attributes:
+        fed: The copies, by site or by tuple of patterns.
+        num_samples: How many samples have passed.
+    """
+
+    def __init__(self, model: "Model", readings: Mapping[Any, Sequence[Any]]) -> None:
+        """Find the sites and copy the readings."""
+        self.fed: dict[Any, list[Any]] = {}
+        self.num_samples = 0
+        self._model = model
+        self._sites: dict[str, Site] = {}
+        self._joint: dict[tuple[str, ...], tuple[str, ...]] = {}
+        for names, templates in readings.items():
+            joint = isinstance(names, tuple)
+            found = [s for name in (names if joint else [names]) for s in model.sites(name)]
+            self._sites |= {s.name: s for s in found}
+            if joint:
+                self._joint[names] = tuple(s.name for s in found)
+            for key in [names] if joint else [s.name for s in found]:
+                self.fed.setdefault(key, []).extend(map(copy.deepcopy, templates))
+        self._wanted = {name for names in self._joint.values() for name in names}
+
+    def take(self, batch: Batch, edits: Sequence[Edit] = ()) -> None:
+        """Run one batch; what is read together is held until the batch has passed."""
+        held: dict[str, Tensor] = {}
+        rows: dict[str, Rows] = {}
+
+        def read(site: Site, x: Tensor, moment: Moment) -> None:
+            acts, own = flat_rows(site, x.detach(), moment)
+            own = own.shifted(self.num_samples)
+            for reading in self.fed.get(site.name, ()):
+                reading.update(acts, own)
+            if site.name in self._wanted:
+                # Networks without a table may overwrite in place what they passed on.
+                held[site.name] = acts.clone() if site.stack is None else acts
+                rows[site.name] = own
+
+        self._model.stream(batch, list(self._sites.values()), read, edits)
+        for patterns, names in self._joint.items():
+            if silent := [name for name in names if name not in held]:
+                raise SiteError(f"sites that are read together must run, {silent[0]} did not")
+            shared = shared_rows({name: rows[name] for name in names}, "reading", InputError)
+            for reading in self.fed[patterns]:
+                reading.update([held[name] for name in names], shared)
+        self.num_samples += batch.num_samples
+
+
+def shared_rows(rows: Mapping[str, Rows], what: str, error: type[ActkitError]) -> Rows:
+    """Return the rows of all sites; raise `error` if they are not the same."""
+    (first, main), *others = rows.items()
+    for site, own in others:
+        facts = ((getattr(own, fact), getattr(main, fact)) for fact in FACTS)
+        if len(own) != len(main) or not all(torch.equal(a, b) for a, b in facts):
+            raise error(
+                f"sites of one {what} share their rows, {first} has {len(main)} and {site} has "
+                f"{len(own)} or others: give each a {what} of its own"
+            )
+    return main
 
 
 def _lists(data: Any, size: int) -> Iterable[Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from actkit.core.errors import StoreError
-from actkit.core.recording import Rows
+from actkit.core.recording import FACTS, Rows
 
 DTYPES = {
     "float32": torch.float32,
@@ -30,9 +30,6 @@ CODES = {
     torch.int8: "I8",
     torch.int64: "I64",
 }
-FACTS = ("sample", "position", "token")
-"""What every row says of itself, int64."""
-
 SCALE = ".scale"
 """Ending of the tensor that holds an int8 site's scales, float32, one for each row."""
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actkit.core.recording import Rows
-from actkit.store._format import FACTS, SCALE, decode
+from actkit.core.recording import FACTS, Rows
+from actkit.store._format import SCALE, decode
 from actkit.store._shards import Ids, Shards
 
 Index = int | slice | list[int] | Tensor | Ids

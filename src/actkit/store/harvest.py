@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from actkit.core.digest import digest
@@ -23,8 +22,7 @@ from actkit.core.progress import track
 from actkit.core.provenance import stamp
 from actkit.core.recording import Rows
 from actkit.core.sites import Site
-from actkit.core.stream import batches, flat_rows
-from actkit.store._format import FACTS
+from actkit.core.stream import batches, flat_rows, shared_rows
 from actkit.store._manifest import NAME, Manifest, begun, changed
 from actkit.store._parts import PART, check_alone, part_name
 from actkit.store.reader import Store
@@ -118,7 +116,7 @@ class Job:
         self.model.stream(batch, sites, read, self.edits)
         if silent := [site.name for site in sites if site.name not in values]:
             raise StoreError(f"a site to harvest must run, {', '.join(silent)} did not")
-        return values, _shared(rows)
+        return values, shared_rows(rows, "store", StoreError)
 
 
 Engine = Callable[[Job], Store]
@@ -224,17 +222,3 @@ def _check_data(done: dict[str, Any], sha256: str) -> None:
             f"a store is resumed with the data it was begun with: the first {done['batches']} "
             f"batches had SHA-256 {done['sha256'][:12]}, got {sha256[:12]}"
         )
-
-
-def _shared(rows: dict[str, Rows]) -> Rows:
-    """Return the rows of all sites, which must be the same."""
-    (first, main), *others = rows.items()
-    for site, own in others:
-        if len(own) != len(main) or any(
-            not torch.equal(getattr(own, fact), getattr(main, fact)) for fact in FACTS
-        ):
-            raise StoreError(
-                f"sites of one store share their rows, {first} has {len(main)} and {site} has "
-                f"{len(own)} or others: harvest them into a store each"
-            )
-    return main
