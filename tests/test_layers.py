@@ -25,10 +25,10 @@ BELOW: dict[str, set[str]] = {
     "family": {"core", "catalog", "store", "data"},
     "papers": {"core", "catalog"},
     "evidence": {"core", "catalog", "papers"},
-    "compare": {"core", "catalog", "store", "data", "family"},
-    "report": {"core", "catalog", "store", "data", "family", "compare", "papers"},
-    "cli": {"core", "catalog", "store", "data", "papers", "compare", "report", "root"},
-    "root": {"core", "catalog", "store", "data", "papers", "compare", "report"},
+    "leaderboard": {"core", "catalog", "store", "data", "family"},
+    "report": {"core", "catalog", "store", "data", "family", "leaderboard", "papers"},
+    "cli": {"core", "catalog", "store", "data", "papers", "leaderboard", "report", "root"},
+    "root": {"core", "catalog", "store", "data", "papers", "leaderboard", "report"},
 }
 """What each layer may import besides itself."""
 EXCEPTIONS = {("actkit.core.model", "store")}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from actkit import data
     from actkit.catalog import get, methods
+    from actkit.leaderboard import Leaderboard, compare
     from actkit.core import errors
     from actkit.core.checkpoints import Checkpoints
     from actkit.core.edit import (
@@ -40,6 +41,7 @@ __all__ = [
     "Call",
     "Checkpoints",
     "Edit",
+    "Leaderboard",
     "Model",
     "Recording",
     "Report",
@@ -52,6 +54,7 @@ __all__ = [
     "affine",
     "apply",
     "clamp",
+    "compare",
     "data",
     "errors",
     "get",
@@ -70,6 +73,7 @@ _HOMES = {
     "data": "actkit.data",
     "errors": "actkit.core.errors",
     **dict.fromkeys(("get", "methods"), "actkit.catalog"),
+    **dict.fromkeys(("Leaderboard", "compare"), "actkit.leaderboard"),
     **dict.fromkeys(
         ("Edit", "add", "affine", "apply", "clamp", "project_out", "scale", "set", "swap"),
         "actkit.core.edit",

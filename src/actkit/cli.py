@@ -142,6 +142,37 @@ def record(
     typer.echo(f"{len(store):,} rows of {', '.join(store.sites)} in {to}\n{feed}")
 
 
+@app.command()
+def compare(
+    family: Annotated[str, typer.Argument(help="read, steer, ...")],
+    source: Annotated[
+        str | None, typer.Argument(help="The network; none where the protocol plants its data.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="One of the family's tasks.")] = None,
+    method: Annotated[list[str] | None, typer.Option("--method", "-m", help="Repeatable.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for table and plot; goes on where it stopped.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a family's methods fairly: one task, one budget, the same metrics for all."""
+    import actkit as ak
+
+    model = None if source is None else ak.open(source)
+    if out is not None:
+        _folder(out)
+    log = None if out is None else out / "runs.jsonl"
+    board = ak.compare(family, model, task=task, methods=method, seeds=seeds, log=log)
+    if out is not None:
+        board.plot(out / "leaderboard.html")
+        board.to_json(out / "leaderboard.json")
+    if as_json:
+        typer.echo(board.to_json())
+        return
+    board.print()
+
+
 @methods_app.callback()
 def methods(
     context: typer.Context,

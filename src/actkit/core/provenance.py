@@ -73,13 +73,13 @@ def weight_hash(module: nn.Module) -> str:
     return whole.hexdigest()
 
 
-def stamp(model: "Model", *, seed: int | None = None, **settings: Any) -> dict[str, Any]:
+def stamp(model: "Model | None", *, seed: int | None = None, **settings: Any) -> dict[str, Any]:
     """Return what every artefact carries; it can be written as JSON.
 
     The weights' hash is None for a network whose weights are partly offloaded from memory.
 
     Args:
-        model: The opened network.
+        model: The opened network, None for what no network took part in.
         seed: The seed of the run, if it had one.
         settings: Whatever else the numbers depend on, the data's hash among it. What JSON does
             not know, a dtype or a path, is written as its text.
@@ -88,8 +88,8 @@ def stamp(model: "Model", *, seed: int | None = None, **settings: Any) -> dict[s
         "actkit": _version("actkit"),
         "torch": torch.__version__,
         "transformers": _version("transformers"),
-        "model": model.name,
-        "weights": None if _offloaded(model.module) else weight_hash(model.module),
+        "model": model and model.name,
+        "weights": None if model is None or _offloaded(model.module) else weight_hash(model.module),
         "seed": seed,
         "settings": json.loads(json.dumps(settings, default=str)),
     }

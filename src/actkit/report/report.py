@@ -1,12 +1,11 @@
 """What a scan found: pages of figures, numbers and findings; printed, as a page, as JSON."""
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from actkit.core.as_json import as_json
 from actkit.core.errors import ActkitError
 
 
@@ -95,19 +94,10 @@ class Report:
         Raises:
             ActkitError: The file cannot be written.
         """
-        text = json.dumps(_finite(asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
+        text = as_json(asdict(self))
         if path is not None:
             _written(Path(path), text)
         return text
-
-
-def _finite(value: Any) -> Any:
-    """Return nested plain data in which None stands for what JSON has no number for."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _written(path: Path, text: str) -> Path:
