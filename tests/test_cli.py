@@ -18,9 +18,18 @@ from tests.core import tiny
 
 COMMANDS = {
     "": ["--version"],
-    "scan": ["source!", "--data", "--tokens", "--out", "--json"],
+    "scan": [
+        "source!",
+        "--data",
+        "--tokens",
+        "--against",
+        "--control",
+        "--out",
+        "--json",
+    ],
     "open": ["source!", "pattern", "--refused", "--json"],
     "record": ["source!", "--site -s!*", "--to!", "--data", "--tokens", "--dtype", "--json"],
+    "compare": ["family!", "source", "--task", "--method -m*", "--seeds", "--out", "--json"],
     "methods": ["--family", "--json"],
     "methods show": ["name!", "--json"],
     "papers": ["question!", "--num", "--json"],

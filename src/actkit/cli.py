@@ -71,6 +71,10 @@ def scan(
     source: Source,
     data: Data = None,
     tokens: Tokens = 4096,
+    against: Annotated[
+        str | None, typer.Option(help="Another network or checkpoint to show beside it.")
+    ] = None,
+    control: Annotated[bool, typer.Option(help="Also scan an untrained copy.")] = True,
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
     as_json: AsJson = False,
 ) -> None:
@@ -78,7 +82,9 @@ def scan(
     import actkit as ak
 
     _folder(out)
-    report = ak.scan(ak.open(source), _data(data), num_tokens=tokens)
+    other = None if against is None else ak.open(against)
+    model = ak.open(source)
+    report = ak.scan(model, _data(data), num_tokens=tokens, against=other, control=control)
     page = report.to_html(out / "index.html")
     text = report.to_json(out / "report.json")
     if as_json:

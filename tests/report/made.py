@@ -2,7 +2,7 @@
 
 import math
 
-from actkit.report.report import Figure, Page, Report
+from actkit.report.report import Answer, Figure, Page, Report
 
 HOSTILE = "</script><b id='hostile'>&\"'"
 
@@ -32,6 +32,7 @@ def report() -> Report:
             (lines(), lines(log=True), lines(log=True, series={"zeros": (0.0, 0.0, 0.0)})),
             {"site.0": {"mean": 1.5, "count": 3}, "site.1": {"mean": math.inf, "low": math.nan}},
             note=f"As {HOSTILE} says.",
+            answer=Answer("length", {"this": 2.5, HOSTILE: math.nan}, {"that": 1e6}),
         ),
         Page("second", "How many?", ("Many.",), (lines(x=many, series=shares, percent=True),), {}),
         Page("third", "Where?", ("Here.",), (grid(), lines(series={HOSTILE: (math.nan,) * 3})), {}),

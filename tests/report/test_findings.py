@@ -287,7 +287,9 @@ def test_heads_that_a_layer_lacks_are_gaps_in_the_map() -> None:
         own = Sinks()
         own.update(acts[0], Rows.of(torch.ones(1, 12, dtype=torch.bool)).flat())
         results.append(own.result())
-    found, (figure,) = findings.rests(["a", "b"], results, None)
+    found, (mean, figure) = findings.rests(["a", "b"], results, None)
+    assert mean.series["mean of the heads"] == pytest.approx((0.5, 0.5))
+    assert mean.series["most of any head"] == pytest.approx((0.5, 0.75))
     assert figure.kind == "map" and figure.series["head 0"] == pytest.approx((0.5, 0.25))
     missing, there = figure.series["head 1"]
     assert missing != missing and there == pytest.approx(0.75)

@@ -138,3 +138,19 @@ def test_text_and_lines_stand_out_from_the_paper() -> None:
         *((c, 2.5) for c in COLOURS),
     ]:
         assert (luminance(PAPER) + 0.05) / (luminance(colour) + 0.05) >= ratio, colour
+
+
+def test_the_number_of_a_page_stands_large_beside_what_it_is_held_against(page: str) -> None:
+    answer = page.split('class="answer"')[1].split("</div></div>")[0]
+    assert "<b>2.5</b>" in page and "<span>length</span>" in answer
+    assert page.count('class="answer"') == 1
+    lines = re.findall(r"<li>(.*?)</li>", page.split('class="answer"')[1])[:2]
+    assert lines == [f"{ESCAPED}: -", "that: 1,000,000"]
+
+
+def test_another_network_is_drawn_dotted_and_quiet() -> None:
+    figure = made.lines(beside=("low",))
+    drawn = render(Report("t", {}, (Page("k", "Q?", (), (figure,), {}),)))
+    mean, low = json.loads(drawn.rpartition("const s = ")[2].partition(";Plotly")[0])[0]
+    assert (mean["line"]["dash"], low["line"]["dash"]) == ("solid", "dot")
+    assert low["line"]["color"] == QUIET != mean["line"]["color"]

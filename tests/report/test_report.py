@@ -16,7 +16,11 @@ def test_json_is_the_report_with_null_for_what_is_no_number() -> None:
         "data": f"all 3 tokens of {made.HOSTILE}", "seed": None, "settings": {"num_tokens": 3},
     }  # fmt: skip
     page = found["pages"][0]
-    assert list(page) == ["key", "question", "findings", "figures", "numbers", "note"]
+    assert list(page) == ["key", "question", "findings", "figures", "numbers", "note", "answer"]
+    assert page["answer"] == {
+        "what": "length", "values": {"this": 2.5, made.HOSTILE: None}, "usual": {"that": 1e6},
+        "percent": False,
+    }  # fmt: skip
     assert page["findings"] == [f"It is {made.HOSTILE}.", "A second one."]
     assert page["numbers"] == {
         "site.0": {"mean": 1.5, "count": 3}, "site.1": {"mean": None, "low": None},
@@ -24,7 +28,7 @@ def test_json_is_the_report_with_null_for_what_is_no_number() -> None:
     assert page["figures"][0] == {
         "kind": "lines", "title": "Length", "x": ["0", "1", "2"], "x_title": "layer",
         "y_title": "L2 norm", "series": {"mean": [1.5, 20.0, 3.0], "low": [0.0, None, 0.25]},
-        "log": False, "percent": False,
+        "log": False, "percent": False, "beside": [],
     }  # fmt: skip
     assert [len(p["figures"]) for p in found["pages"]] == [3, 1, 2]
 

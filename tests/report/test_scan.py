@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import actkit as ak
 from actkit.core.errors import InputError, ModelError
 from actkit.core.model import Model
+from actkit.core.untrained import untrained
 from actkit.report.report import Page, Report
 from tests.core import tiny
 from tests.report.planted import Times, axes, chain
@@ -37,7 +38,7 @@ def test_five_questions_with_numbers_findings_and_figures_for_every_layer() -> N
     for found, point in zip(report.pages, points, strict=True):
         assert list(found.numbers) == [f"{point}.{i}" for i in range(3)]
         assert found.findings and found.note
-        assert [f.x for f in found.figures] == [("0", "1", "2")]
+        assert {f.x for f in found.figures} == {("0", "1", "2")}
     assert json.loads(report.to_json())["pages"][4]["numbers"]["attn_probs.0"]["num_rows"] > 0
 
 
@@ -183,12 +184,57 @@ def test_what_cannot_be_scanned_is_a_typed_error(
         ak.scan(model, data, num_tokens=0 if data is None else 10)
 
 
+def test_an_untrained_copy_is_scanned_on_the_same_tokens() -> None:
+    m = tiny.model()
+    report = ak.scan(m, TEXTS, num_tokens=200)
+    control = ak.scan(untrained(m), TEXTS, num_tokens=200, control=False)
+    for own, alone in zip(report.pages, control.pages, strict=True):
+        assert own.answer is not None and alone.answer is not None
+        assert [*own.answer.values] == [m.name, "untrained"]
+        (expected,) = alone.answer.values.values()
+        assert own.answer.values["untrained"] == pytest.approx(expected, rel=1e-6, nan_ok=True)
+        (drawn,) = own.figures[0].beside
+        title, values = next(iter(alone.figures[0].series.items()))
+        assert drawn == f"{title}, untrained"
+        assert own.figures[0].series[drawn] == pytest.approx(values, rel=1e-6)
+    assert "control" not in report.about
+    assert control.about["control"] == "not asked for"
+    assert not any(f.beside for p in control.pages for f in p.figures)
+
+
+def test_another_network_stands_beside_it_whatever_its_depth() -> None:
+    m = tiny.model()
+    config = tf.LlamaConfig(
+        vocab_size=91, hidden_size=24, intermediate_size=20, num_hidden_layers=5,
+        num_attention_heads=3, num_key_value_heads=3,
+    )  # fmt: skip
+    other = Model(tf.LlamaForCausalLM(config).eval(), tiny.tokenizer(), name="deep")
+    report = ak.scan(m, TEXTS, num_tokens=200, against=other, control=False)
+    alone = ak.scan(other, TEXTS, num_tokens=200, control=False)
+    size = page(report, "size")
+    assert size.answer is not None and [*size.answer.values] == [m.name, "deep"]
+    norms = page(alone, "size").figures[0].series["mean"]
+    assert size.figures[0].series["mean, deep"] == tuple(norms[i] for i in (0, 2, 4))
+    assert report.title.endswith("and those of deep")
+    assert report.about["against"]["weights"] == alone.about["weights"]
+    with pytest.raises(InputError, match="readable twice"):
+        ak.scan(m, iter(TEXTS), against=other)
+
+
+def test_where_no_untrained_copy_can_be_made_the_report_says_why() -> None:
+    once = ak.scan(tiny.model(), iter(TEXTS), num_tokens=100)
+    assert once.about["control"].endswith("the data can be read only once")
+    bare = ak.scan(chain(Times(2.0), Times(3.0)), [axes()])
+    assert bare.about["control"].endswith("planted has none")
+    assert bare.pages[0].answer is not None and [*bare.pages[0].answer.values] == ["planted"]
+
+
 # -- real networks -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def of_smollm2(smollm2: Model) -> Report:
-    return ak.scan(smollm2, num_tokens=1024)
+    return ak.scan(smollm2, num_tokens=1024, control=False)
 
 
 @pytest.mark.slow
@@ -212,7 +258,7 @@ def test_smollm2_rests_its_attention_there_too(of_smollm2: Report) -> None:
     assert 0.3 < sum(first) / len(first) < 0.5
     assert max(first[:2]) < 0.05, "the first blocks have no sink yet"
     assert max(first[12:]) > 0.7
-    assert page(of_smollm2, "sinks").figures[0].series.keys() == {f"head {h}" for h in range(9)}
+    assert page(of_smollm2, "sinks").figures[1].series.keys() == {f"head {h}" for h in range(9)}
 
 
 @pytest.mark.slow

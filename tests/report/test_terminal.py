@@ -78,3 +78,8 @@ def test_more_layers_than_columns_are_thinned_and_said_to_be() -> None:
     assert "layer stage.0 to stage.89\n" in wide
     row = next(r for r in wide.splitlines() if r.strip().startswith("zero "))
     assert len([c for c in row if c in BARS]) == 90
+
+
+def test_the_answer_is_printed_with_what_it_is_held_against() -> None:
+    text = " ".join(printed(made.report(), 120).split())
+    assert f"length: 2.5 ({made.HOSTILE}: -; that: 1,000,000)" in text

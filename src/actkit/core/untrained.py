@@ -25,7 +25,7 @@ def untrained(model: Model, seed: int = 0) -> Model:
         seed: Of the initial weights; the global random state is left as it is.
 
     Raises:
-        ModelError: A module with parameters of its own cannot draw them again.
+        ModelError: The network has no weights, or a module that cannot draw its own again.
 
     Example:
         >>> import actkit as ak
@@ -34,14 +34,14 @@ def untrained(model: Model, seed: int = 0) -> Model:
         False
     """
     module = model.module
+    first = next(module.parameters(), None)
+    if first is None:
+        raise ModelError(f"an untrained copy needs weights to draw, {model.name} has none")
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         fresh = _from_config(module) if hasattr(module, "_init_weights") else _reset(module)
-    first = next(module.parameters(), None)
-    if first is not None:
-        fresh = fresh.to(device=first.device, dtype=first.dtype)
-    name = f"untrained {model.name}"
-    return Model(fresh.eval(), model.tokenizer, model.processor, name)
+    fresh = fresh.to(device=first.device, dtype=first.dtype).eval()
+    return Model(fresh, model.tokenizer, model.processor, f"untrained {model.name}")
 
 
 def _from_config(module: Any) -> nn.Module:

@@ -51,7 +51,7 @@ def size(names: Sequence[str], results: Sequence[MomentsResult], _: Decode) -> T
     low = min((m for m in means if m > 0), default=0.0)
     figure = _figure(
         "Length of a vector", names, "L2 norm",
-        {"longest": [r.norm_max for r in results], "mean": means,
+        {"mean": means, "longest": [r.norm_max for r in results],
          "shortest": [r.norm_min for r in results]},
         log=max(means) > 20 * low > 0,
     )  # fmt: skip
@@ -204,8 +204,8 @@ def dimensions(names: Sequence[str], results: Sequence[SpectrumResult], _: Decod
         )
     figure = _figure(
         "Dimensions in use", names, "number",
-        {"RankMe": [r.rankme for r in results],
-         "directions for 90%": [r.num_90 for r in results], "effective rank": ranks},
+        {"effective rank": ranks, "RankMe": [r.rankme for r in results],
+         "directions for 90%": [r.num_90 for r in results]},
     )  # fmt: skip
     return findings, [figure]
 
@@ -239,11 +239,15 @@ def rests(names: Sequence[str], results: Sequence[SinksResult], _: Decode) -> To
         )
     most = max(map(len, masses))
     rows = {f"head {h}": [m[h] if h < len(m) else nan for m in masses] for h in range(most)}
-    figure = _figure(
-        "Attention on the first token", names, "share", rows,
-        percent=True, kind="map",
-    )  # fmt: skip
-    return findings, [figure]
+    figures = [
+        _figure(
+            "Attention on the first token", names, "share",
+            {"mean of the heads": means, "most of any head": [max(m) for m in masses]},
+            percent=True,
+        ),
+        _figure("The same, head by head", names, "share", rows, percent=True, kind="map"),
+    ]  # fmt: skip
+    return findings, figures
 
 
 def _figure(

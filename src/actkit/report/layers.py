@@ -24,6 +24,8 @@ class Layers:
         stream: What flows from block to block.
         hidden: What the MLPs or activation functions compute inside; the stream if none is found.
         attention: Attention probabilities.
+        entry: What flows into the first block.
+        values: What attention averages.
         words: For each of these kinds what was measured, in words.
     """
 
@@ -32,11 +34,35 @@ class Layers:
     hidden: tuple[Site, ...]
     attention: tuple[Site, ...]
     words: Mapping[str, str]
+    entry: tuple[Site, ...] = ()
+    values: tuple[Site, ...] = ()
 
     def of(self, kind: str) -> tuple[Site, ...]:
-        """Return the sites of one kind: "stream", "hidden" or "attention"."""
+        """Return the sites that a kind of question has an answer for each of."""
+        if kind == "path":  # without a table blocks may differ in width and in rows
+            return (*self.entry, *self.stream) if self.entry else ()
+        if kind == "heads":
+            values = {s.name for s in self.values}
+            return tuple(s for s in self.attention if _twin(s, "v") in values)
         sites: tuple[Site, ...] = getattr(self, kind)
         return sites
+
+    def keys(self, kind: str) -> list[str | tuple[str, ...]]:
+        """Return the sites as `Model.observe` takes them; a tuple where they are read together.
+
+        Args:
+            kind: "stream", "hidden" or "attention" for each site alone; "path" for the whole
+                stream, from what enters it; "heads" for a layer's attention, values and stream.
+        """
+        if kind == "path":
+            return [tuple(s.name for s in self.of(kind))] if self.of(kind) else []
+        if kind == "heads":
+            return [(s.name, _twin(s, "v"), _twin(s, "resid_post")) for s in self.of(kind)]
+        return [s.name for s in self.of(kind)]
+
+
+def _twin(site: Site, point: str) -> str:
+    return site.name.replace("attn_probs", point)
 
 
 def find_layers(model: Model) -> list[Layers]:
@@ -61,10 +87,14 @@ def _stack(name: str, sites: Sequence[Site]) -> Layers:
         "stream": "the residual stream after each block",
         "hidden": "what each MLP computes inside, before it is projected back",
         "attention": "attention probabilities",
+        "heads": "attention probabilities, the values they average and the residual stream",
     }
+    words["path"] = words["stream"]
     if not hidden:
         words["hidden"] = f"{words['stream']}, since this architecture has no site inside its MLPs"
-    return Layers(name, stream, hidden or stream, _of(sites, "attn_probs"), words)
+    entry, values = _of(sites, "resid_pre")[:1], _of(sites, "v")
+    attention = _of(sites, "attn_probs")
+    return Layers(name, stream, hidden or stream, attention, words, entry, values)
 
 
 def _of(sites: Sequence[Site], point: str) -> tuple[Site, ...]:

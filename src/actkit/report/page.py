@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from actkit.report.report import Figure, Page, Report
+from actkit.report.report import Answer, Figure, Page, Report
 from actkit.report.words import number
 
 INK, QUIET, PAPER, LINE = "#1c2330", "#5b6472", "#ffffff", "#dfe3ea"
@@ -39,6 +39,10 @@ h1 {{ margin: 28px 0 2px; font-size: 28px; line-height: 1.25; }}
 h2 {{ margin: 4px 0 8px; font-size: 21px; }}
 ul {{ padding-left: 20px; }} li {{ margin: 3px 0; }}
 figure {{ margin: 18px 0 0; }} figcaption {{ font-weight: 600; font-size: 15px; }}
+.answer {{ display: flex; gap: 8px 36px; flex-wrap: wrap; align-items: center;
+  border-left: 4px solid {COLOURS[0]}; padding: 2px 16px; margin: 10px 0; }}
+.answer b {{ display: block; font-size: 32px; line-height: 1.2; }}
+.answer ul {{ list-style: none; margin: 0; padding: 0; color: {QUIET}; font-size: 14px; }}
 .quiet {{ color: {QUIET}; font-size: 14px; }}
 details {{ margin-top: 10px; }} summary {{ cursor: pointer; color: {QUIET}; }}
 .wide {{ overflow-x: auto; }}
@@ -77,10 +81,21 @@ def _section(page: Page) -> str:
     findings = "".join(f"<li>{escape(f)}</li>" for f in page.findings)
     figures = "".join(_drawn(f, f"{page.key}-{i}") for i, f in enumerate(page.figures))
     return f"""<section id="{escape(page.key)}"><h2>{escape(page.question)}</h2>
-<ul>{findings}</ul>{figures}
+{_answer(page.answer)}<ul>{findings}</ul>{figures}
 <p class="quiet">{escape(page.note)}</p>
 <details><summary>All numbers</summary>{_table(page.numbers)}</details></section>
 """
+
+
+def _answer(answer: Answer | None) -> str:
+    """Return the number of a page, large, with what it is held against beside it."""
+    if answer is None:
+        return ""
+    beside = "".join(f"<li>{escape(line)}</li>" for line in answer.lines())
+    return (
+        f'<div class="answer"><div><b>{escape(answer.shown())}</b><span>{escape(answer.what)}'
+        f"</span></div><ul>{beside}</ul></div>"
+    )
 
 
 def _drawn(figure: Figure, name: str) -> str:
@@ -121,10 +136,12 @@ def _plot(figure: Figure) -> go.Figure:
 def _add_lines(plot: go.Figure, figure: Figure) -> None:
     shown = ".3~p" if figure.percent else ",.4~g"
     for i, (name, values) in enumerate(figure.series.items()):
-        colour = COLOURS[i % len(COLOURS)]
+        beside = name in figure.beside
+        colour = QUIET if beside else COLOURS[i % len(COLOURS)]
         plot.add_scatter(
             name=name, x=list(figure.x), y=list(values), mode="lines+markers",
-            line={"color": colour, "width": 2}, marker={"size": 5}, hovertemplate=f"%{{y:{shown}}}",
+            line={"color": colour, "width": 2, "dash": "dot" if beside else "solid"},
+            marker={"size": 5}, hovertemplate=f"%{{y:{shown}}}",
         )  # fmt: skip
     plot.update_layout(
         height=HEIGHT, hovermode="x unified", showlegend=True,

@@ -1,23 +1,59 @@
-"""The five questions of a scan: of which sites, by which reading, and how the answer is told."""
+"""The questions of a scan: of which sites, by which reading, and how the answer is told."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import nan
 from typing import Any
 
-from actkit.read._base import Reading
-from actkit.read.massive import Massive
-from actkit.read.moments import Moments
-from actkit.read.sinks import Sinks
-from actkit.read.sparsity import Sparsity
-from actkit.read.spectrum import Spectrum
-from actkit.report import findings
 from actkit.report.findings import Decode, Told
 from actkit.report.layers import Layers, labels
-from actkit.report.report import Page
+from actkit.report.report import Answer, Figure, Page
 from actkit.report.words import count, listed
 
 FEW = 100
 """Rows below which a page says how few there were."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was read of one stack of one network, to answer one question.
+
+    Attributes:
+        layers: The sites.
+        kind: Which of them were read.
+        results: For each key of `layers.keys(kind)` its finished reading.
+        decode: Shows a token id as text.
+    """
+
+    layers: Layers
+    kind: str
+    results: Sequence[Any]
+    decode: Decode = None
+
+    @property
+    def names(self) -> list[str]:
+        """Return the layers' short names."""
+        sites = self.layers.of("stream" if self.kind == "path" else self.kind)
+        return labels([s.name for s in sites])
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """Return the results that have rows, by the name of the layer; "" for all together."""
+        names = [""] if self.kind == "path" else self.names
+        return {n: r for n, r in zip(names, self.results, strict=True) if r.num_rows}
+
+    def told(self, tell: Callable[[Sequence[str], Sequence[Any], Decode], Told]) -> Told:
+        """Return findings and figures of the layers that have rows."""
+        used = self.used
+        if not used:
+            return [], []
+        return tell(self.names if self.kind == "path" else [*used], [*used.values()], self.decode)
+
+    def numbers(self) -> dict[str, Mapping[str, float]]:
+        """Return the numbers of every site."""
+        keys = self.layers.keys(self.kind)
+        named = [k if isinstance(k, str) else _span(k) for k in keys]
+        return {n: r.summary() for n, r in zip(named, self.results, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -27,9 +63,13 @@ class Question:
     Attributes:
         key: Short name.
         text: What a person would ask.
-        kind: The sites of `Layers` that it is asked of: "stream", "hidden" or "attention".
+        kind: The sites that it is asked of; see `Layers.keys`.
         reading: Makes an empty reading.
-        tell: Makes findings and figures of layers that have rows.
+        tell: Makes findings and figures; the first series of the first figure is the one that is
+            drawn of other networks too.
+        value: Makes the one number of all results that have rows.
+        what: What that number is.
+        percent: Whether it is a share.
         note: How it is measured.
         texts: What is left out of texts.
     """
@@ -37,48 +77,68 @@ class Question:
     key: str
     text: str
     kind: str
-    reading: Callable[[], Reading]
+    reading: Callable[[], Any]
     tell: Callable[[Sequence[str], Sequence[Any], Decode], Told]
+    value: Callable[[Sequence[Any]], float]
+    what: str
+    percent: bool = False
     note: str = ""
     texts: str = ""
 
-    def answer(
-        self, layers: Layers, read: Sequence[Reading], decode: Decode = None, texts: bool = True
-    ) -> Page:
+    def answer(self, seen: Mapping[str, Seen], usual: Mapping[str, float], texts: bool) -> Page:
         """Return the page of this question.
 
         Args:
-            layers: The sites.
-            read: For each site of this question's kind its fed reading.
-            decode: Shows a token id as text.
+            seen: What was read of the scanned network, then of those beside it, by name.
+            usual: The page's number for other networks of its kind.
             texts: Whether texts were read.
         """
-        sites, results = layers.of(self.kind), [r.result() for r in read]
-        names = labels([s.name for s in sites])
-        told = [(n, r) for n, r in zip(names, results, strict=True) if r.num_rows]
-        said: list[str] = []
-        figures: list[Any] = []
-        if told:
-            said, figures = self.tell([n for n, _ in told], [r for _, r in told], decode)
-        words = layers.words[self.kind]
+        main, *_ = seen.values()
+        said, figures = main.told(self.tell)
+        others = {name: s.told(self.tell)[1] for name, s in [*seen.items()][1:]}
+        figures = [*figures]
+        for name, drawn in others.items():
+            if figures and drawn:
+                figures[0] = _beside(figures[0], name, drawn[0])
+        words = main.layers.words[self.kind]
+        notes = (f"{words[0].upper()}{words[1:]}.", self.note, self.texts if texts else "")
+        values = {n: self.value([*s.used.values()]) if s.used else nan for n, s in seen.items()}
+        stack = main.layers.name
         return Page(
-            key=f"{layers.name}-{self.key}".lstrip("-"),
-            question=f"{self.text} ({layers.name})" if layers.name else self.text,
-            findings=(*said, *_missing(names, results)),
+            key=f"{stack}-{self.key}".lstrip("-"),
+            question=f"{self.text} ({stack})" if stack else self.text,
+            findings=(*said, *_missing(main)),
             figures=tuple(figures),
-            numbers={s.name: r.summary() for s, r in zip(sites, results, strict=True)},
-            note=" ".join(
-                filter(
-                    None,
-                    (f"{words[0].upper()}{words[1:]}.", self.note, self.texts if texts else ""),
-                )
-            ),
+            numbers=main.numbers(),
+            note=" ".join(filter(None, notes)),
+            answer=Answer(self.what, values, usual, self.percent),
         )
 
 
-def _missing(names: Sequence[str], results: Sequence[Any]) -> list[str]:
+def _span(sites: Sequence[str]) -> str:
+    """Return a name for sites that were read together."""
+    return sites[0] if len(sites) < 2 else f"{sites[0]} to {sites[-1]}"
+
+
+def _beside(figure: Figure, name: str, other: Figure) -> Figure:
+    """Return a figure with another network's first series beside its own.
+
+    A network of another depth is drawn at the same share of the way through its layers.
+    """
+    if figure.kind != "lines":
+        return figure
+    (title, values), *_ = other.series.items()
+    steps = max(len(figure.x) - 1, 1)
+    at = [round(i * (len(values) - 1) / steps) for i in range(len(figure.x))]
+    label = f"{title}, {name}"
+    series = {**figure.series, label: tuple(values[i] for i in at)}
+    return replace(figure, series=series, beside=(*figure.beside, label))
+
+
+def _missing(seen: Seen) -> list[str]:
     """Return sentences on what could not be read."""
-    found = []
+    found, results = [], seen.results
+    names = ["all"] if seen.kind == "path" else seen.names
     empty = [n for n, r in zip(names, results, strict=True) if not r.num_rows]
     if len(empty) == len(names):
         found.append("There was nothing to read here: no row was left.")
@@ -87,7 +147,8 @@ def _missing(names: Sequence[str], results: Sequence[Any]) -> list[str]:
     lost = {n: r.num_nonfinite for n, r in zip(names, results, strict=True) if r.num_nonfinite}
     if lost:
         rows = count(sum(lost.values()), "row")
-        found.append(f"{rows} held NaN or infinity and stayed out, at {_at([*lost])}.")
+        where = "" if seen.kind == "path" else f", at {_at([*lost])}"
+        found.append(f"{rows} held NaN or infinity and stayed out{where}.")
     most = max(r.num_rows for r in results)
     if 0 < most < FEW:
         found.append(f"Only {count(most, 'row')} could be read, too few for firm numbers.")
@@ -96,25 +157,3 @@ def _missing(names: Sequence[str], results: Sequence[Any]) -> list[str]:
 
 def _at(names: Sequence[str]) -> str:
     return f"{'layer' if len(names) == 1 else 'layers'} {listed(names)}"
-
-
-_FIRST = "The first token of each sample is left out: its activations are unlike all others."
-QUESTIONS = (
-    Question("size", "How big are activations?", "stream", Moments, findings.size, texts=_FIRST),
-    Question("sparsity", "How sparse are they?", "hidden", Sparsity, findings.sparse, texts=_FIRST),
-    Question(
-        "massive", "Which units dominate?", "stream", Massive, findings.dominant,
-        texts="All tokens, the first one too: massive activations live there.",
-    ),
-    Question(
-        "spectrum", "How many dimensions are used?", "stream", Spectrum, findings.dimensions,
-        note="Effective rank: exp of the entropy of the covariance's eigenvalues. RankMe: the same "
-        "of singular values, the mean not taken off.",
-        texts=_FIRST,
-    ),
-    Question(
-        "sinks", "Where does attention rest?", "attention", Sinks, findings.rests,
-        note=f"Queries from position {Sinks.min_position} on. Entropy is relative to even "
-        "attention over the keys that a query sees.",
-    ),
-)  # fmt: skip

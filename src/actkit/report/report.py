@@ -1,12 +1,13 @@
 """What a scan found: pages of figures, numbers and findings; printed, as a page, as JSON."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from actkit.core.as_json import as_json
 from actkit.core.errors import ActkitError
+from actkit.report.words import number, percent
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Figure:
         series: Name to one value for each x; for a map one row for each name. NaN is a gap.
         log: Whether the values need a logarithmic axis.
         percent: Whether the values are shares in [0, 1], to be shown as percentages.
+        beside: Those of the series that are of another network.
     """
 
     kind: str
@@ -32,6 +34,34 @@ class Figure:
     series: Mapping[str, tuple[float, ...]]
     log: bool = False
     percent: bool = False
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The one number of a page, for the network and for those it is held against.
+
+    Attributes:
+        what: What the number is, with its unit.
+        values: The scanned network's first, then its controls', by name; NaN where there is none.
+        usual: The same of other networks of this kind, by name; they were measured once.
+        percent: Whether it is a share in [0, 1], to be shown as a percentage.
+    """
+
+    what: str
+    values: Mapping[str, float]
+    usual: Mapping[str, float] = field(default_factory=dict)
+    percent: bool = False
+
+    def lines(self) -> list[str]:
+        """Return "name: value" for every network beside the scanned one, the controls first."""
+        (_, *controls), usual = self.values.items(), self.usual.items()
+        return [f"{name}: {self.shown(x)}" for name, x in (*controls, *usual)]
+
+    def shown(self, value: float | None = None) -> str:
+        """Return a value as text; the scanned network's if None."""
+        value = next(iter(self.values.values())) if value is None else value
+        return percent(value) if self.percent else number(value)
 
 
 @dataclass(frozen=True)
@@ -45,6 +75,7 @@ class Page:
         figures: The pictures.
         numbers: For each site its finished statistics.
         note: What was measured, and what was left out.
+        answer: The one number, and what it is held against.
     """
 
     key: str
@@ -53,6 +84,7 @@ class Page:
     figures: tuple[Figure, ...]
     numbers: Mapping[str, Mapping[str, float]]
     note: str = ""
+    answer: Answer | None = None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,13 @@ def show(report: Report, console: Console | None = None) -> None:
     for page in report.pages:
         console.print()
         console.print(Text(page.question, style="bold cyan"))
-        for figure in page.figures:
+        if page.answer is not None:
+            beside = "; ".join(page.answer.lines())
+            said = f"{page.answer.what}: {page.answer.shown()}"
+            console.print(
+                Text(_hung("  ", f"{said} ({beside})" if beside else said, console.width))
+            )
+        for figure in page.figures[:1]:
             for part in _drawn(figure, console.width):
                 console.print(part)
         for finding in page.findings:
