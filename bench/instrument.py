@@ -18,7 +18,7 @@ BATCH, LENGTH = 8, 128
 def run() -> list[Row]:
     """Measure everything that needs SmolLM2."""
     model = ak.open("smollm2")
-    ids = _tokens(model)
+    ids = tokens(model)
     return [
         *_recording(model, ids),
         _harvest(model, ids),
@@ -28,7 +28,7 @@ def run() -> list[Row]:
     ]
 
 
-def _tokens(model: ak.Model, num: int = 1) -> torch.Tensor:
+def tokens(model: ak.Model, num: int = 1) -> torch.Tensor:
     text = "\n".join(ak.data.text()[:2000])
     ids = model.tokenizer(text)["input_ids"][: num * BATCH * LENGTH]
     return torch.tensor(ids).view(num * BATCH, LENGTH)
@@ -54,7 +54,7 @@ def _recording(model: ak.Model, ids: torch.Tensor) -> list[Row]:
 
 def _harvest(model: ak.Model, ids: torch.Tensor) -> Row:
     body = model.module.model
-    batches = list(_tokens(model, 4).split(BATCH))
+    batches = list(tokens(model, 4).split(BATCH))
 
     def bare() -> None:
         with torch.no_grad():

@@ -24,6 +24,7 @@ COMMANDS = {
         "--tokens",
         "--against",
         "--control",
+        "--question -q*",
         "--out",
         "--json",
     ],

@@ -75,6 +75,9 @@ def scan(
         str | None, typer.Option(help="Another network or checkpoint to show beside it.")
     ] = None,
     control: Annotated[bool, typer.Option(help="Also scan an untrained copy.")] = True,
+    question: Annotated[
+        list[str] | None, typer.Option("--question", "-q", help="Ask only this; repeatable.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
     as_json: AsJson = False,
 ) -> None:
@@ -84,7 +87,7 @@ def scan(
     _folder(out)
     other = None if against is None else ak.open(against)
     model = ak.open(source)
-    report = ak.scan(model, _data(data), num_tokens=tokens, against=other, control=control)
+    report = ak.scan(model, _data(data), tokens, against=other, control=control, questions=question)
     page = report.to_html(out / "index.html")
     text = report.to_json(out / "report.json")
     if as_json:

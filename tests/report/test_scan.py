@@ -17,7 +17,11 @@ from actkit.report.report import Page, Report
 from tests.core import tiny
 from tests.report.planted import Times, axes, chain
 
-KEYS = ["size", "sparsity", "massive", "spectrum", "sinks"]
+PLAIN = ["size", "sparsity", "massive", "spectrum"]
+KEYS = [*PLAIN, "sinks", "first_token", "voids", "dynamics"]
+"""What is asked of every network that a table knows."""
+DEEP = [*KEYS, "neurons", "needed"]
+"""What is asked of a decoder with gated MLPs."""
 TEXTS = [" ".join(f"w{(7 * i + j * j) % 88 + 1}" for j in range(23 + i)) for i in range(20)]
 
 
@@ -30,15 +34,20 @@ def values(report: Report, key: str, number: str) -> list[float]:
     return [row[number] for row in page(report, key).numbers.values()]
 
 
-def test_five_questions_with_numbers_findings_and_figures_for_every_layer() -> None:
+def test_every_question_has_numbers_findings_a_figure_and_an_answer() -> None:
     report = ak.scan(tiny.model(), TEXTS, num_tokens=400)
-    assert [p.key for p in report.pages] == KEYS
+    assert [p.key for p in report.pages] == DEEP
     assert report.title == "tiny-llama: what its activations do"
-    points = ["resid_post", "mlp_hidden", "resid_post", "resid_post", "attn_probs"]
-    for found, point in zip(report.pages, points, strict=True):
+    points = {"sparsity": "mlp_hidden", "sinks": "attn_probs"}
+    for found in report.pages[:5]:
+        point = points.get(found.key, "resid_post")
         assert list(found.numbers) == [f"{point}.{i}" for i in range(3)]
-        assert found.findings and found.note
+    assert list(page(report, "voids").numbers) == ["resid_pre.0 to resid_post.2"]
+    for found in report.pages:
+        assert found.findings and found.note and found.numbers
         assert {f.x for f in found.figures} == {("0", "1", "2")}
+        assert found.answer is not None and found.answer.shown() != "-"
+        assert bool(found.figures[0].beside) == (found.key != "needed")
     assert json.loads(report.to_json())["pages"][4]["numbers"]["attn_probs.0"]["num_rows"] > 0
 
 
@@ -66,7 +75,8 @@ def test_the_batch_size_changes_no_number() -> None:
     one, other = (ak.scan(tiny.model(), TEXTS, batch_size=n) for n in (1, 7))
     for key in KEYS:
         for site, row in page(one, key).numbers.items():
-            assert page(other, key).numbers[site] == pytest.approx(row, rel=1e-3, abs=1e-5)
+            found = page(other, key).numbers[site]
+            assert found == pytest.approx(row, rel=1e-3, abs=1e-5, nan_ok=True)
 
 
 def test_provenance_names_model_weights_data_and_settings() -> None:
@@ -153,7 +163,7 @@ def test_every_stack_that_the_data_reach_is_asked() -> None:
 def test_a_table_free_network_is_asked_about_its_blocks() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3))
     report = ak.scan(Model(net), tiny.uneven(3, 3, 9, 9))
-    assert [p.key for p in report.pages] == KEYS[:4], "there is no attention"
+    assert [p.key for p in report.pages] == PLAIN, "there is no attention"
     assert values(report, "size", "num_rows") == [3 * 49, 3 * 49, 3 * 25]
     acts = net(tiny.uneven(3, 3, 9, 9)).detach()
     assert values(report, "size", "norm_mean")[2] == pytest.approx(float(acts.norm(dim=1).mean()))
@@ -188,7 +198,8 @@ def test_an_untrained_copy_is_scanned_on_the_same_tokens() -> None:
     m = tiny.model()
     report = ak.scan(m, TEXTS, num_tokens=200)
     control = ak.scan(untrained(m), TEXTS, num_tokens=200, control=False)
-    for own, alone in zip(report.pages, control.pages, strict=True):
+    assert report.pages[-1].key == "needed", "it is not asked of an untrained network"
+    for own, alone in zip(report.pages[:-1], control.pages[:-1], strict=True):
         assert own.answer is not None and alone.answer is not None
         assert [*own.answer.values] == [m.name, "untrained"]
         (expected,) = alone.answer.values.values()
@@ -221,6 +232,21 @@ def test_another_network_stands_beside_it_whatever_its_depth() -> None:
         ak.scan(m, iter(TEXTS), against=other)
 
 
+def test_only_what_is_asked_is_read() -> None:
+    m = tiny.model()
+    report = ak.scan(m, TEXTS, num_tokens=100, questions=["sinks", "size"], control=False)
+    assert [p.key for p in report.pages] == ["size", "sinks"]
+    with pytest.raises(InputError, match=r"questions are size, .*, got colour"):
+        ak.scan(m, TEXTS, questions=["size", "colour"])
+
+
+def test_what_cannot_be_measured_is_told_on_its_page() -> None:
+    report = ak.scan(tiny.model(), ["w3 w4"], questions=["needed"], control=False)
+    (found,) = report.pages
+    assert found.findings[0].startswith("This could not be measured: perplexity needs a finite")
+    assert found.figures == () and found.answer is not None and found.answer.shown() == "-"
+
+
 def test_where_no_untrained_copy_can_be_made_the_report_says_why() -> None:
     once = ak.scan(tiny.model(), iter(TEXTS), num_tokens=100)
     assert once.about["control"].endswith("the data can be read only once")
@@ -234,7 +260,7 @@ def test_where_no_untrained_copy_can_be_made_the_report_says_why() -> None:
 
 @pytest.fixture(scope="module")
 def of_smollm2(smollm2: Model) -> Report:
-    return ak.scan(smollm2, num_tokens=1024, control=False)
+    return ak.scan(smollm2, num_tokens=1024, control=False, questions=KEYS)
 
 
 @pytest.mark.slow
@@ -288,7 +314,7 @@ def test_minilm_has_no_massive_activation_and_looks_at_its_class_token(minilm: M
 
 def test_lite0_has_many_exact_zeros_behind_its_relu6(lite0: Model) -> None:
     report = ak.scan(lite0)
-    assert [p.key for p in report.pages] == KEYS[:4]
+    assert [p.key for p in report.pages] == PLAIN
     assert len(page(report, "size").numbers) == 16
     zeros = values(report, "sparsity", "below_0")
     assert min(zeros) > 0.1 and max(zeros) > 0.6

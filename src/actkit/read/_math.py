@@ -75,12 +75,14 @@ def same_width(held: int, given: int, what: str = "width") -> None:
 
 def mergeable(one: Any, other: Any) -> None:
     """Refuse to merge readings of another kind or with other settings."""
-    own, theirs = ({f.name: getattr(r, f.name) for f in fields(r) if f.init} for r in (one, other))
-    if type(one) is not type(other) or own != theirs:
+    if type(one) is not type(other):
         raise InputError(
-            "readings must be of one kind with the same settings to merge, "
-            f"got {type(one).__name__} {own} and {type(other).__name__} {theirs}"
+            "readings must be of one kind to merge, "
+            f"got {type(one).__name__} and {type(other).__name__}"
         )
+    own, theirs = ({f.name: getattr(r, f.name) for f in fields(r) if f.init} for r in (one, other))
+    if own != theirs:
+        raise InputError(f"readings must have the same settings to merge, got {own} and {theirs}")
 
 
 class Sum(Protocol):

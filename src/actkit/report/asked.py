@@ -4,14 +4,21 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
+from actkit.read.extreme_tokens import ExtremeTokens
+from actkit.read.io_functionality import io_functionality
 from actkit.read.massive import Massive
 from actkit.read.moments import Moments
+from actkit.read.ppl_sparsity import ppl_sparsity
 from actkit.read.sinks import Sinks
 from actkit.read.sparsity import Sparsity
 from actkit.read.spectrum import Spectrum
-from actkit.report import findings
+from actkit.read.stream_dynamics import StreamDynamics
+from actkit.read.voids import Voids
+from actkit.report import deeper, findings
 from actkit.report.questions import Question
 
+SEARCHED = 512
+"""Tokens on which the neurons that are needed are searched."""
 _FIRST = "The first token of each sample is left out: its activations are unlike all others."
 
 
@@ -63,4 +70,52 @@ QUESTIONS = (
         note=f"Queries from position {Sinks.min_position} on. Entropy is relative to even "
         "attention over the keys that a query sees.",
     ),
+    Question(
+        "first_token", "Which heads do nothing?", "heads", ExtremeTokens, deeper.extremes,
+        deeper.dormant, "dormant heads", percent=True,
+        note="A head is dormant where it rests on the first token of a text.",
+    ),
+    Question(
+        "voids", "Which layers do little?", "path", Voids, deeper.voids,
+        lambda results: fmean(results[0].active_AL[0].tolist()),
+        "active layers of a token", percent=True,
+        note="L2 adaptive computation: a layer is active if it adds to the length of a token's "
+        "state at least 0.8 of the range of what the layers before it added.",
+        texts=_FIRST,
+    ),
+    Question(
+        "dynamics", "How does the stream move?", "path", StreamDynamics, deeper.dynamics,
+        deeper.continuity, "correlation of a unit with itself one layer before", texts=_FIRST,
+    ),
+    Question(
+        "neurons", "What do neurons write?", "gates", None, deeper.neurons, deeper.turn,
+        "mean cos(reads, writes), first half of the layers less last third",
+        note="The cosine between what a gated neuron's linear part reads and what it writes.",
+        measure=lambda model, _: [*io_functionality(model).values()],
+    ),
+    Question(
+        "needed", "How many neurons are needed?", "neurons", None, deeper.needed,
+        lambda results: results[0].activation_ratio,
+        "neurons that a token needs at 1% more perplexity", percent=True,
+        note="PPL-1% sparsity on the first 512 tokens: neurons that write little are off, in "
+        "all layers alike, until perplexity has grown by 1%. An untrained network has no "
+        "perplexity to keep and is not asked.",
+        measure=lambda model, samples: [ppl_sparsity(model, first_tokens(samples, SEARCHED))],
+        control=False,
+    ),
 )  # fmt: skip
+
+
+def first_tokens(samples: Sequence[list[int]], limit: int) -> list[list[int]]:
+    """Return the first samples, up to a number of tokens in all.
+
+    Example:
+        >>> first_tokens([[1, 2, 3], [4, 5], [6]], 4)
+        [[1, 2, 3], [4]]
+    """
+    found: list[list[int]] = []
+    for sample in samples:
+        room = limit - sum(map(len, found))
+        if room > 0:
+            found.append(sample[:room])
+    return found

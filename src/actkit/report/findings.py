@@ -49,7 +49,7 @@ def size(names: Sequence[str], results: Sequence[MomentsResult], _: Decode) -> T
             f"{percent(spread[most])} of their mean{usual if len(spread) > 1 else ''}."
         )
     low = min((m for m in means if m > 0), default=0.0)
-    figure = _figure(
+    figure = figure_of(
         "Length of a vector", names, "L2 norm",
         {"mean": means, "longest": [r.norm_max for r in results],
          "shortest": [r.norm_min for r in results]},
@@ -92,7 +92,7 @@ def sparse(names: Sequence[str], results: Sequence[SparsityResult], _: Decode) -
         f"{percent(all_small)} of activations are at most {level:g} in size{_range(names, small)}."
     )
     findings.append(_dead(names, [r.num_dead[1] for r in results], sum(widths), level))
-    figure = _figure(
+    figure = figure_of(
         "Small activations", names, "share of all",
         {f"at most {level:g} in size": small, "exactly zero": zeros}, percent=True,
     )  # fmt: skip
@@ -145,7 +145,7 @@ def dominant(names: Sequence[str], results: Sequence[MassiveResult], decode: Dec
             f"Unit {unit} holds the largest activation of {times} of {len(results)} layers."
         )
     findings.append(_massive(names, results))
-    figure = _figure(
+    figure = figure_of(
         "Largest activation against the median", names, "size",
         {"largest": [abs(r.top[0].value) for r in results],
          "median": [r.median for r in results]},
@@ -202,7 +202,7 @@ def dimensions(names: Sequence[str], results: Sequence[SpectrumResult], _: Decod
             f"{count(few, 'layer')} had fewer than {ROWS_PER_DIMENSION} rows for each dimension, "
             "which makes these numbers too low there."
         )
-    figure = _figure(
+    figure = figure_of(
         "Dimensions in use", names, "number",
         {"effective rank": ranks, "RankMe": [r.rankme for r in results],
          "directions for 90%": [r.num_90 for r in results]},
@@ -240,23 +240,24 @@ def rests(names: Sequence[str], results: Sequence[SinksResult], _: Decode) -> To
     most = max(map(len, masses))
     rows = {f"head {h}": [m[h] if h < len(m) else nan for m in masses] for h in range(most)}
     figures = [
-        _figure(
+        figure_of(
             "Attention on the first token", names, "share",
             {"mean of the heads": means, "most of any head": [max(m) for m in masses]},
             percent=True,
         ),
-        _figure("The same, head by head", names, "share", rows, percent=True, kind="map"),
+        figure_of("The same, head by head", names, "share", rows, percent=True, kind="map"),
     ]  # fmt: skip
     return findings, figures
 
 
-def _figure(
+def figure_of(
     title: str,
     names: Sequence[str],
     unit: str,
     series: Mapping[str, Sequence[float]],
     **how: Any,
 ) -> Figure:
+    """Return a figure over layers; the first series is what is drawn of other networks too."""
     values = {name: tuple(map(float, v)) for name, v in series.items()}
     return Figure(
         **{"kind": "lines", **how},

@@ -12,6 +12,8 @@ from actkit.core.sites import Site
 
 ACTIVATIONS = (".activation", ".activations")
 """Where torch and transformers keep their activation functions."""
+TOGETHER = ("path", "neurons")
+"""The kinds of sites that have one answer for all of them."""
 LISTS = (nn.ModuleList, nn.Sequential)
 
 
@@ -26,6 +28,7 @@ class Layers:
         attention: Attention probabilities.
         entry: What flows into the first block.
         values: What attention averages.
+        gates: The gates of gated MLPs.
         words: For each of these kinds what was measured, in words.
     """
 
@@ -36,11 +39,14 @@ class Layers:
     words: Mapping[str, str]
     entry: tuple[Site, ...] = ()
     values: tuple[Site, ...] = ()
+    gates: tuple[Site, ...] = ()
 
     def of(self, kind: str) -> tuple[Site, ...]:
         """Return the sites that a kind of question has an answer for each of."""
         if kind == "path":  # without a table blocks may differ in width and in rows
             return (*self.entry, *self.stream) if self.entry else ()
+        if kind == "neurons":
+            return tuple(s for s in self.hidden if s.name.startswith("mlp_hidden."))
         if kind == "heads":
             values = {s.name for s in self.values}
             return tuple(s for s in self.attention if _twin(s, "v") in values)
@@ -51,10 +57,11 @@ class Layers:
         """Return the sites as `Model.observe` takes them; a tuple where they are read together.
 
         Args:
-            kind: "stream", "hidden" or "attention" for each site alone; "path" for the whole
-                stream, from what enters it; "heads" for a layer's attention, values and stream.
+            kind: "stream", "hidden", "attention" or "gates" for each site alone; "path" for the
+                whole stream, from what enters it; "neurons" for all the MLPs of a decoder;
+                "heads" for a layer's attention, values and stream.
         """
-        if kind == "path":
+        if kind in TOGETHER:
             return [tuple(s.name for s in self.of(kind))] if self.of(kind) else []
         if kind == "heads":
             return [(s.name, _twin(s, "v"), _twin(s, "resid_post")) for s in self.of(kind)]
@@ -88,13 +95,16 @@ def _stack(name: str, sites: Sequence[Site]) -> Layers:
         "hidden": "what each MLP computes inside, before it is projected back",
         "attention": "attention probabilities",
         "heads": "attention probabilities, the values they average and the residual stream",
+        "gates": "the weights of each gated MLP; no data are read",
+        "neurons": "what each MLP computes inside, switched off where it is small",
     }
     words["path"] = words["stream"]
     if not hidden:
         words["hidden"] = f"{words['stream']}, since this architecture has no site inside its MLPs"
     entry, values = _of(sites, "resid_pre")[:1], _of(sites, "v")
     attention = _of(sites, "attn_probs")
-    return Layers(name, stream, hidden or stream, attention, words, entry, values)
+    gates = _of(sites, "mlp_gate")
+    return Layers(name, stream, hidden or stream, attention, words, entry, values, gates)
 
 
 def _of(sites: Sequence[Site], point: str) -> tuple[Site, ...]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from math import nan
 from typing import Any
 
+from actkit.core.model import Model
 from actkit.report.findings import Decode, Told
-from actkit.report.layers import Layers, labels
+from actkit.report.layers import TOGETHER, Layers, labels
 from actkit.report.report import Answer, Figure, Page
 from actkit.report.words import count, listed
 
@@ -23,12 +24,14 @@ class Seen:
         kind: Which of them were read.
         results: For each key of `layers.keys(kind)` its finished reading.
         decode: Shows a token id as text.
+        reason: Why there are no results.
     """
 
     layers: Layers
     kind: str
     results: Sequence[Any]
     decode: Decode = None
+    reason: str = ""
 
     @property
     def names(self) -> list[str]:
@@ -38,22 +41,33 @@ class Seen:
 
     @property
     def used(self) -> dict[str, Any]:
-        """Return the results that have rows, by the name of the layer; "" for all together."""
-        names = [""] if self.kind == "path" else self.names
-        return {n: r for n, r in zip(names, self.results, strict=True) if r.num_rows}
+        """Return the results that have rows, by the name of the layer."""
+        return {n: r for n, r in zip(self.keys, self.results, strict=False) if _num_rows(r)}
+
+    @property
+    def keys(self) -> list[str]:
+        """Return the names of the results."""
+        return ["all"] if self.kind in TOGETHER else self.names
 
     def told(self, tell: Callable[[Sequence[str], Sequence[Any], Decode], Told]) -> Told:
         """Return findings and figures of the layers that have rows."""
         used = self.used
         if not used:
             return [], []
-        return tell(self.names if self.kind == "path" else [*used], [*used.values()], self.decode)
+        names = self.names if self.kind in TOGETHER else [*used]
+        return tell(names, [*used.values()], self.decode)
 
     def numbers(self) -> dict[str, Mapping[str, float]]:
         """Return the numbers of every site."""
         keys = self.layers.keys(self.kind)
         named = [k if isinstance(k, str) else _span(k) for k in keys]
-        return {n: r.summary() for n, r in zip(named, self.results, strict=True)}
+        return {n: r.summary() for n, r in zip(named, self.results, strict=False)}
+
+
+def _num_rows(result: Any) -> int:
+    """Return of how many rows a result is; what is not made of rows always counts."""
+    rows: int = getattr(result, "num_rows", FEW)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ class Question:
         key: Short name.
         text: What a person would ask.
         kind: The sites that it is asked of; see `Layers.keys`.
-        reading: Makes an empty reading.
+        reading: Makes an empty reading; None for what is measured otherwise.
         tell: Makes findings and figures; the first series of the first figure is the one that is
             drawn of other networks too.
         value: Makes the one number of all results that have rows.
@@ -72,18 +86,22 @@ class Question:
         percent: Whether it is a share.
         note: How it is measured.
         texts: What is left out of texts.
+        measure: Makes the results from a network and its tokens, where there is no reading.
+        control: Whether it is asked of an untrained network too.
     """
 
     key: str
     text: str
     kind: str
-    reading: Callable[[], Any]
+    reading: Callable[[], Any] | None
     tell: Callable[[Sequence[str], Sequence[Any], Decode], Told]
     value: Callable[[Sequence[Any]], float]
     what: str
     percent: bool = False
     note: str = ""
     texts: str = ""
+    measure: Callable[[Model, Sequence[Any]], Sequence[Any]] | None = None
+    control: bool = True
 
     def answer(self, seen: Mapping[str, Seen], usual: Mapping[str, float], texts: bool) -> Page:
         """Return the page of this question.
@@ -137,19 +155,20 @@ def _beside(figure: Figure, name: str, other: Figure) -> Figure:
 
 def _missing(seen: Seen) -> list[str]:
     """Return sentences on what could not be read."""
-    found, results = [], seen.results
-    names = ["all"] if seen.kind == "path" else seen.names
-    empty = [n for n, r in zip(names, results, strict=True) if not r.num_rows]
-    if len(empty) == len(names):
+    if seen.reason:
+        return [f"This could not be measured: {seen.reason}."]
+    found, each = [], dict(zip(seen.keys, seen.results, strict=True))
+    empty = [n for n, r in each.items() if not _num_rows(r)]
+    if len(empty) == len(each):
         found.append("There was nothing to read here: no row was left.")
     elif empty:
         found.append(f"No row was left to read at {_at(empty)}.")
-    lost = {n: r.num_nonfinite for n, r in zip(names, results, strict=True) if r.num_nonfinite}
+    lost = {n: k for n, r in each.items() if (k := getattr(r, "num_nonfinite", 0))}
     if lost:
         rows = count(sum(lost.values()), "row")
-        where = "" if seen.kind == "path" else f", at {_at([*lost])}"
+        where = "" if seen.kind in TOGETHER else f", at {_at([*lost])}"
         found.append(f"{rows} held NaN or infinity and stayed out{where}.")
-    most = max(r.num_rows for r in results)
+    most = max(map(_num_rows, each.values()))
     if 0 < most < FEW:
         found.append(f"Only {count(most, 'row')} could be read, too few for firm numbers.")
     return found

@@ -1,9 +1,9 @@
 """Scan: stream data through a network once and answer the first questions about it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from actkit.core.errors import InputError, ModelError
+from actkit.core.errors import InputError, ModelError, SiteError
 from actkit.core.model import Model
 from actkit.core.provenance import stamp
 from actkit.core.untrained import untrained
@@ -12,19 +12,23 @@ from actkit.report.feed import Feed
 from actkit.report.layers import Layers, find_layers
 from actkit.report.questions import Question, Seen
 from actkit.report.report import Page, Report
-from actkit.report.usual import kind_of, usual
+from actkit.report.usual import LANGUAGE, kind_of, usual
 from actkit.report.words import listed
 
 CONTROL = "untrained"
+BATCH = 8
+"""Samples in one run, if nothing else is asked."""
 
 
 def scan(
     model: Model,
     data: Any = None,
     num_tokens: int = 4096,
-    batch_size: int = 8,
+    *,
     against: Model | None = None,
     control: bool = True,
+    questions: Iterable[str] | None = None,
+    **settings: Any,
 ) -> Report:
     """Answer the first questions about a network: how big, how sparse, which units, and so on.
 
@@ -34,102 +38,141 @@ def scan(
             images; or batches as `Model.run` takes them. By default bundled English prose for a
             network with a tokenizer, and the labelled photos of foolbox for one that sees.
         num_tokens: How many tokens of text to read at most; all other data are read whole.
-        batch_size: Samples in one run.
         against: Another network or checkpoint to show beside this one, on the same data.
         control: Also scan an untrained copy of the network, which doubles time and memory. Where
             none can be made the report says why.
+        questions: Which to ask, by key ("size", "spectrum"); all if None.
+        settings: Of `Model.observe`: batch_size, and engine and workers to scan on Ray.
 
     Returns:
         A report: `print()`, `to_html(path)`, `to_json(path)`.
 
     Raises:
         ModelError: The network has no blocks to ask about.
-        InputError: There are no data, or none that the network takes.
+        InputError: There are no data, or none that the network takes; an unknown question.
     """
-    feed = Feed(model, data, num_tokens, batch_size)
+    asked = _asked(questions)
     once = isinstance(data, Iterator)
     if against is not None and once:
         raise InputError("to scan two networks data must be readable twice, got an iterator")
-    main = _Subject(model, feed, batch_size)
-    beside, missing = _control(model, once) if control else ({}, "not asked for")
-    subjects = {model.name: main}
-    for name, other in beside.items():
-        subjects[name] = _Subject(other, Feed(other, data, num_tokens, batch_size), batch_size)
+
+    def subject(network: Model, wanted: Sequence[Question]) -> _Subject:
+        return _Subject(network, data, num_tokens, wanted, settings)
+
+    main = subject(model, asked)
+    subjects, missing = {model.name: main}, "not asked for"
+    if control:
+        fresh, missing = _control(model, once)
+        if fresh is not None:
+            subjects[CONTROL] = subject(fresh, [q for q in asked if q.control])
     if against is not None:
-        name = against.name if against.name != model.name else f"{against.name} (against)"
-        subjects[name] = _Subject(against, Feed(against, data, num_tokens, batch_size), batch_size)
-    facts = stamp(
-        model, data=feed.sha256, num_tokens=num_tokens, batch_size=batch_size, points=model.note
-    )
+        name = against.name if against.name not in subjects else f"{against.name} (against)"
+        subjects[name] = subject(against, asked)
+    how = {"num_tokens": num_tokens, "batch_size": settings.get("batch_size", BATCH)}
+    facts = stamp(model, data=main.feed.sha256, **how, points=model.note)
     kind = kind_of(model)
     pages = tuple(
-        _page(question, stack, subjects, usual(kind, question.key, facts["weights"]))
-        for stack in main.read
-        for question in QUESTIONS
-        if question.key in main.read[stack]
+        _page(q, stack, subjects, usual(kind, q.key, facts["weights"]))
+        for stack, read in main.read.items()
+        for q in asked
+        if q.key in read
     )
     about = {"data": main.data_read(), **facts}
     if missing:
         about["control"] = missing
     if against is not None:
         about["against"] = stamp(against)
-    versus = f" and those of {against.name}" if against is not None else ""
+    versus = "" if against is None else f" and those of {against.name}"
     return Report(f"{model.name}: what its activations do{versus}", about, pages)
+
+
+def _asked(keys: Iterable[str] | None) -> list[Question]:
+    known = {q.key: q for q in QUESTIONS}
+    chosen = list(known if keys is None else keys)
+    if not chosen or (wrong := [k for k in chosen if k not in known]):
+        got = ", ".join(wrong) if chosen else "none"
+        raise InputError(f"questions are {', '.join(known)}, got {got}")
+    return [q for q in QUESTIONS if q.key in chosen]
 
 
 class _Subject:
     """One network, read once.
 
     Attributes:
-        model: The network.
+        feed: What it was fed.
         read: What was seen, by the stack's name and the question's key.
     """
 
-    def __init__(self, model: Model, feed: Feed, batch_size: int) -> None:
-        """Run the data through the network."""
-        self.model, self._feed = model, feed
+    def __init__(
+        self,
+        model: Model,
+        data: Any,
+        num_tokens: int,
+        asked: Sequence[Question],
+        settings: Mapping[str, Any],
+    ) -> None:
+        """Run the data through the network, then measure what is not read on the way."""
+        self.feed = Feed(model, data, num_tokens, settings.get("batch_size", BATCH))
         stacks = {layers.name: layers for layers in find_layers(model)}
-        reached = feed.reached(list(stacks))
+        reached = self.feed.reached(list(stacks))
         self._rest = [name for name in stacks if name not in reached]
-        asked = [(q, stacks[name]) for name in reached for q in QUESTIONS]
-        self.read: dict[str, dict[str, Seen]] = {}
-        wanted, places = _wanted([(q, layers) for q, layers in asked if layers.of(q.kind)])
         # A list tells the progress bar how much is to come; text is short enough to be held.
-        given = list(feed) if feed.kind == "tokens" else feed
-        fed = model.observe(given, wanted, batch_size)
+        given = list(self.feed) if self.feed.kind == "tokens" else self.feed
+        pairs = [(q, stacks[n]) for n in reached for q in asked if stacks[n].of(q.kind)]
+        wanted, places = _wanted([(q, layers) for q, layers in pairs if q.measure is None])
+        fed = model.observe(given, wanted, **settings) if wanted else {}
         decode = None if model.tokenizer is None else model.tokenizer.decode
-        for question, layers, spots in places:
-            results = [fed[key][i].result() for key, i in spots]
-            seen = Seen(layers, question.kind, results, decode)
-            self.read.setdefault(layers.name, {})[question.key] = seen
+        self.read: dict[str, dict[str, Seen]] = {name: {} for name in reached}
+        for question, layers in pairs:
+            if question.measure is None:
+                results = [fed[key][i].result() for key, i in places[question.key, layers.name]]
+                seen = Seen(layers, question.kind, results, decode)
+            elif isinstance(given, list) and kind_of(model) == LANGUAGE:
+                seen = _measured(question, layers, model, given)
+            else:
+                continue
+            self.read[layers.name][question.key] = seen
 
     def data_read(self) -> str:
         """Return what was read, in words."""
         rest = f"; not reached: {listed(self._rest)}" if self._rest else ""
-        return f"{self._feed}{rest}"
+        return f"{self.feed}{rest}"
 
     @property
     def texts(self) -> bool:
         """Return whether texts were read."""
-        return self._feed.kind != "images"
+        return self.feed.kind != "images"
 
 
-Spot = tuple[Any, int]
+def _measured(question: Question, layers: Layers, model: Model, samples: list[Any]) -> Seen:
+    """Measure what is not read on the way; a refusal is told on the page."""
+    measure: Any = question.measure
+    try:
+        return Seen(layers, question.kind, measure(model, samples))
+    except (InputError, SiteError) as error:
+        return Seen(layers, question.kind, [], reason=str(error))
 
 
-def _wanted(
-    asked: Iterable[tuple[Question, Layers]],
-) -> tuple[dict[Any, list[Any]], list[tuple[Question, Layers, list[Spot]]]]:
+def unread(model: Model) -> dict[str, dict[Any, list[Any]]]:
+    """Return for each question the empty readings of a scan by site, as `observe` takes them."""
+    streamed = [q for q in QUESTIONS if q.measure is None]
+    asked = ((q, layers) for layers in find_layers(model) for q in streamed)
+    return {q.key: _wanted([(q, layers)])[0] for q, layers in asked if layers.of(q.kind)}
+
+
+Spots = dict[tuple[str, str], list[tuple[Any, int]]]
+
+
+def _wanted(asked: Iterable[tuple[Question, Layers]]) -> tuple[dict[Any, list[Any]], Spots]:
     """Return empty readings by site, and where each question finds its own among them."""
     wanted: dict[Any, list[Any]] = {}
-    places = []
+    places: Spots = {}
     for question, layers in asked:
-        spots = []
+        make: Any = question.reading
         for key in layers.keys(question.kind):
             own = wanted.setdefault(key, [])
-            spots.append((key, len(own)))
-            own.append(question.reading())
-        places.append((question, layers, spots))
+            places.setdefault((question.key, layers.name), []).append((key, len(own)))
+            own.append(make())
     return wanted, places
 
 
@@ -145,11 +188,11 @@ def _page(
     return question.answer(seen, usually, main.texts)
 
 
-def _control(model: Model, once: bool) -> tuple[dict[str, Model], str]:
-    """Return the untrained copy by its name, or none and the reason."""
+def _control(model: Model, once: bool) -> tuple[Model | None, str]:
+    """Return the untrained copy, or None and the reason."""
     if once:
-        return {}, "no untrained copy was scanned: the data can be read only once"
+        return None, "no untrained copy was scanned: the data can be read only once"
     try:
-        return {CONTROL: untrained(model)}, ""
+        return untrained(model), ""
     except ModelError as error:
-        return {}, f"no untrained copy was scanned: {error}"
+        return None, f"no untrained copy was scanned: {error}"

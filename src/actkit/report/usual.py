@@ -13,6 +13,7 @@ from torch import nn
 
 from actkit.core.model import Model
 
+LANGUAGE = "language models"
 TABLE = Path(__file__).with_name("usual.json")
 
 
@@ -20,7 +21,7 @@ def kind_of(model: Model) -> str:
     """Return what a network is called among its like; "" if it is none of those in the table."""
     module: Any = model.module
     if bool(getattr(module, "can_generate", lambda: False)()):
-        return "language models"
+        return LANGUAGE
     if model.tokenizer is not None:
         return "text encoders"
     first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
