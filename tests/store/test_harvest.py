@@ -163,8 +163,8 @@ def test_edits_act(tmp_path: Path) -> None:
 
 def test_what_cannot_be_harvested_is_refused(tmp_path: Path) -> None:
     model, data = script.model(), script.data()
-    with pytest.raises(StoreError, match="one of local, torchrun, got 'ray'"):
-        model.harvest(data, SITES, tmp_path / "a", engine="ray")
+    with pytest.raises(StoreError, match="one of local, torchrun, ray, got 'slurm'"):
+        model.harvest(data, SITES, tmp_path / "a", engine="slurm")
     with pytest.raises(StoreError, match="at least one site, got none"):
         model.harvest(data, [], tmp_path / "a")
     with pytest.raises(InputError, match="at least one sample, got none"):

@@ -7,8 +7,10 @@ ActkitError
 ├── InputError         inputs that the network cannot take
 ├── EditError          an edit that does not fit, or never acts
 ├── StoreError         a store that cannot be read or written
+│   ├── BusyError      a store that another process is writing
 │   └── DamagedError   a shard or a manifest that is not what was written
-└── DataError          a data set or a file of the user's that cannot be read
+├── DataError          a data set or a file of the user's that cannot be read
+└── EngineError        an engine that is unknown, absent, or whose workers fail
 
 Every message states the rule, then the value and the shape that broke it.
 """
@@ -48,9 +50,17 @@ class StoreError(ActkitError):
     """A store that cannot be read or written."""
 
 
+class BusyError(StoreError):
+    """A store that another process is writing."""
+
+
 class DamagedError(StoreError):
     """A shard or a manifest that is not what was written."""
 
 
 class DataError(ActkitError, ValueError):
     """A data set or a file of the user's that cannot be read."""
+
+
+class EngineError(ActkitError):
+    """An engine that is unknown, absent, or whose workers fail."""

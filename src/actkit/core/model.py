@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, D width, V variants.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from actkit.core.addresses import Addresses
 from actkit.core.edit import Edit
+from actkit.core.engines import Ray, run_shares
 from actkit.core.errors import EditError, InputError
 from actkit.core.hooks import Hooks, Stop
 from actkit.core.inputs import Batch, Encoder
@@ -20,7 +22,7 @@ from actkit.core.networks import find
 from actkit.core.recording import Recording, Rows
 from actkit.core.replace import replaced
 from actkit.core.sites import Site
-from actkit.core.stream import observe, rows_at
+from actkit.core.stream import merged, observe, rows_at
 from actkit.core.sweep import sweep
 from actkit.core.taps import Read, Tap, check_reached, check_run
 
@@ -39,14 +41,21 @@ class Model:
         processor: The user's own processor, None if there is none.
         name: What it was opened as.
         note: How its points were found.
+        opener: A function that opens it again in another process, as the engine `ray` needs it;
+            None, to be set by you, if it was opened from a module.
     """
 
     def __init__(
-        self, module: nn.Module, tokenizer: Any = None, processor: Any = None, name: str = ""
+        self,
+        module: nn.Module,
+        tokenizer: Any = None,
+        processor: Any = None,
+        name: str = "",
+        opener: "Callable[[], Model] | None" = None,
     ) -> None:
         """Look at the structure; a decoder without a table is run on ten tokens to prove it."""
         self.module, self.tokenizer, self.processor = module, tokenizer, processor
-        self.name = name or type(module).__name__
+        self.name, self.opener = name or type(module).__name__, opener
         self.encode = Encoder(module, tokenizer, processor)
         network = find(module)
         self.note = network.note
@@ -196,20 +205,24 @@ class Model:
         readings: Mapping[Any, Sequence[Any]],
         batch_size: int = 8,
         edits: Sequence[Edit] = (),
+        engine: str | Ray = "local",
     ) -> dict[Any, list[Any]]:
         """Stream data through readings in constant memory.
 
         Args:
-            data: An iterable of inputs; single texts are batched.
+            data: An iterable of inputs, or a function that opens one; single texts are batched.
             readings: For each site or pattern the readings to copy and feed at each site; for a
                 tuple of them the joint readings to feed at all of them together.
             batch_size: How many texts to run at once.
             edits: As in `run`.
+            engine: "local"; "ray", or `actkit.core.engines.Ray` with settings: each worker feeds
+                readings of its own with its share of the batches, and they are merged.
 
         Returns:
             For each site, and for each tuple, its own readings, fed.
         """
-        return observe(self, data, readings, batch_size, edits)
+        share = partial(observe, self, data, readings, batch_size, edits)
+        return merged(run_shares(share, engine, "observing"))
 
     def harvest(self, data: Any, record: Names, to: Any, **settings: Any) -> "Store":
         """Record a corpus to disk; resumes after the last committed shard.

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,11 @@ def open(
         raise ModelError(f"the source must be {kinds}, got {type(source).__name__}")
     if device is not None and "device_map" in kwargs:
         raise ModelError(f"give device or device_map, got both: {device}, {kwargs['device_map']}")
+    feed = {"tokenizer": tokenizer, "processor": processor}
+    opener = partial(open, _anywhere(source), **feed, dtype=dtype, device=device, **kwargs)
     asked = kwargs.pop("torch_dtype", None) if dtype is None else dtype
-    options = Options(tokenizer, processor, _dtype(asked), _device(device), kwargs)
-    return Model(*_load(source, options))
+    options = Options(**feed, dtype=_dtype(asked), device=_device(device), kwargs=kwargs)
+    return Model(*_load(source, options), opener)
 
 
 def _load(source: str | PathLike[str], options: Options) -> Loaded:
@@ -85,6 +88,12 @@ def _load(source: str | PathLike[str], options: Options) -> Loaded:
     if path.suffix.lower() == ".gguf" or not (isinstance(source, str) and HUB_ID.fullmatch(text)):
         raise ModelError(f"no such folder or file, nor a Hub id or a bundled name: {text!r}")
     return load_hub(text, options, _hint(text))
+
+
+def _anywhere(source: str | PathLike[str]) -> str | PathLike[str]:
+    """Return a folder or file as it is called in any working folder, all else as it is."""
+    path = Path(os.fsdecode(source)).expanduser()
+    return source if source in BUNDLED or not path.exists() else path.absolute()
 
 
 def _hint(text: str) -> str:

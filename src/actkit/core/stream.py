@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, N rows, H heads, S keys.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +28,16 @@ def batches(data: Any, size: int) -> Iterator[Any]:
     """Group single samples (texts, chats, images) into lists; pass whole batches on as they are.
 
     Args:
-        data: An iterable of samples, or of batches (dicts, tensors with a batch axis, tuples).
+        data: An iterable of samples, or of batches (dicts, tensors with a batch axis, tuples),
+            or a function that opens one.
         size: How many samples make a batch.
     """
     if isinstance(data, str | Mapping | Tensor | Batch):
         data = [data]
     if size < 1:
         raise InputError(f"a batch must have at least 1 sample, got {size}")
+    if callable(data) and not isinstance(data, Iterable):
+        data = data()
     items = iter(data)
     while group := list(islice(items, size)):
         whole = [isinstance(g, Mapping | Batch | tuple) or _has_batch_axis(g) for g in group]
@@ -54,14 +57,50 @@ def observe(
     readings: Mapping[Any, Sequence[Any]],
     batch_size: int,
     edits: Sequence[Edit],
+    rank: int = 0,
+    world: int = 1,
 ) -> dict[Any, list[Any]]:
-    """Feed copies of the readings: at every site that a name means, or at a tuple of sites."""
+    """Feed copies of the readings: at every site that a name means, or at a tuple of sites.
+
+    Only every `world`-th batch from `rank` on is run; samples count as if all were.
+    """
     feeder = Feeder(model, readings)
-    for group in track(_lists(data, batch_size), "observing"):
-        feeder.take(model.encode(group), edits)
-    if not feeder.num_samples:
-        raise InputError("data must hold at least one sample, got none")
+    groups = track(_lists(data, batch_size), "observing")
+    for _, batch, first in encoded(model, groups, lambda index: index % world == rank):
+        if batch is not None:
+            feeder.take(batch, first, edits)
     return feeder.fed
+
+
+def merged(shares: Sequence[dict[Any, list[Any]]]) -> dict[Any, list[Any]]:
+    """Merge what several workers observed into the first."""
+    whole, *others = shares
+    for other in others:
+        for key, readings in whole.items():
+            for reading, more in zip(readings, other[key], strict=True):
+                reading.merge(more)
+    return whole
+
+
+def encoded(
+    model: "Model", groups: Iterable[Any], wanted: Callable[[int], bool]
+) -> Iterator[tuple[Any, Batch | None, int]]:
+    """Yield each group, its batch if its index is wanted, and the index of its first sample.
+
+    Raises:
+        InputError: There is no group.
+    """
+    index, first = -1, 0
+    for index, group in enumerate(groups):
+        if wanted(index) or not isinstance(group, list):  # others tell their number when encoded
+            batch = model.encode(group)
+            yield group, batch if wanted(index) else None, first
+            first += batch.num_samples
+        else:
+            yield group, None, first
+            first += len(group)
+    if index < 0:
+        raise InputError("data must hold at least one sample, got none")
 
 
 class Feeder:
@@ -69,13 +108,11 @@ class Feeder:
 
     Attributes:
         fed: The copies, by site or by tuple of patterns.
-        num_samples: How many samples have passed.
     """
 
     def __init__(self, model: "Model", readings: Mapping[Any, Sequence[Any]]) -> None:
         """Find the sites and copy the readings."""
         self.fed: dict[Any, list[Any]] = {}
-        self.num_samples = 0
         self._model = model
         self._sites: dict[str, Site] = {}
         self._joint: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -89,14 +126,17 @@ class Feeder:
                 self.fed.setdefault(key, []).extend(map(copy.deepcopy, templates))
         self._wanted = {name for names in self._joint.values() for name in names}
 
-    def take(self, batch: Batch, edits: Sequence[Edit] = ()) -> None:
-        """Run one batch; what is read together is held until the batch has passed."""
+    def take(self, batch: Batch, first: int = 0, edits: Sequence[Edit] = ()) -> None:
+        """Run one batch, whose samples count from `first` on.
+
+        What is read together is held until the batch has passed.
+        """
         held: dict[str, Tensor] = {}
         rows: dict[str, Rows] = {}
 
         def read(site: Site, x: Tensor, moment: Moment) -> None:
             acts, own = flat_rows(site, x.detach(), moment)
-            own = own.shifted(self.num_samples)
+            own = own.shifted(first)
             for reading in self.fed.get(site.name, ()):
                 reading.update(acts, own)
             if site.name in self._wanted:
@@ -111,7 +151,6 @@ class Feeder:
             shared = shared_rows({name: rows[name] for name in names}, "reading", InputError)
             for reading in self.fed[patterns]:
                 reading.update([held[name] for name in names], shared)
-        self.num_samples += batch.num_samples
 
 
 def shared_rows(rows: Mapping[str, Rows], what: str, error: type[ActkitError]) -> Rows:

@@ -1,6 +1,8 @@
 """An untrained copy of a network: the control for what training put there."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +43,12 @@ def untrained(model: Model, seed: int = 0) -> Model:
         torch.manual_seed(seed)
         fresh = _from_config(module) if hasattr(module, "_init_weights") else _reset(module)
     fresh = fresh.to(device=first.device, dtype=first.dtype).eval()
-    return Model(fresh, model.tokenizer, model.processor, f"untrained {model.name}")
+    opener = model.opener and partial(_again, model.opener, seed)
+    return Model(fresh, model.tokenizer, model.processor, f"untrained {model.name}", opener)
+
+
+def _again(opener: Callable[[], Model], seed: int) -> Model:
+    return untrained(opener(), seed)
 
 
 def _from_config(module: Any) -> nn.Module:

@@ -42,7 +42,8 @@ def scan(
         control: Also scan an untrained copy of the network, which doubles time and memory. Where
             none can be made the report says why.
         questions: Which to ask, by key ("size", "spectrum"); all if None.
-        settings: Of `Model.observe`: batch_size, and engine and workers to scan on Ray.
+        settings: Of `Model.observe`: batch_size, and engine to scan on Ray, for which the data
+            are held in memory.
 
     Returns:
         A report: `print()`, `to_html(path)`, `to_json(path)`.
@@ -117,7 +118,8 @@ class _Subject:
         reached = self.feed.reached(list(stacks))
         self._rest = [name for name in stacks if name not in reached]
         # A list tells the progress bar how much is to come; text is short enough to be held.
-        given = list(self.feed) if self.feed.kind == "tokens" else self.feed
+        held = self.feed.kind == "tokens" or settings.get("engine", "local") != "local"
+        given = list(self.feed) if held else self.feed
         pairs = [(q, stacks[n]) for n in reached for q in asked if stacks[n].of(q.kind)]
         wanted, places = _wanted([(q, layers) for q, layers in pairs if q.measure is None])
         fed = model.observe(given, wanted, **settings) if wanted else {}

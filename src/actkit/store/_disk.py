@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
-from actkit.core.errors import StoreError
+from actkit.core.errors import BusyError, StoreError
 
 if sys.platform != "win32":
     import fcntl
@@ -50,7 +50,7 @@ def lock(file: FileIO, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise StoreError(f"a store has one writer at a time, {path} is being written") from None
+        raise BusyError(f"a store has one writer at a time, {path} is being written") from None
 
 
 @contextmanager

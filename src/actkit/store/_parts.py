@@ -1,16 +1,22 @@
 """A store written by several processes: one folder with a part for each, read as one.
 
-A part is a store of its own, so each process writes alone; no tensor travels between them.
+A part is a store of its own, so each process writes alone; no tensor travels between them. When
+its data have come to their end, a file beside its manifest says so: the hash of the last line, so
+that the mark counts until another shard is committed.
 """
 
+import hashlib
 import re
 from pathlib import Path
 
 from actkit.core.errors import DamagedError, StoreError
+from actkit.store._disk import writing
 from actkit.store._manifest import NAME, Manifest
 
 PART = "part"
 """Key of a part's own name in its header; parts are alike in everything else."""
+MARK = "finished"
+"""Name of the file that says that a part is."""
 
 
 def part_name(rank: int, world: int) -> str:
@@ -54,20 +60,46 @@ def _worlds(folder: Path) -> set[int]:
     return {int(match[1]) for match in found if match}
 
 
-def read_manifests(folder: Path) -> list[Manifest]:
+def finish(part: Path) -> None:
+    """Mark a part as finished."""
+    with writing(part / MARK):
+        (part / MARK).write_text(_mark(Manifest.read(part)))
+
+
+def _mark(manifest: Manifest) -> str:
+    return hashlib.sha256(manifest.last).hexdigest()
+
+
+def _finished(manifest: Manifest) -> bool:
+    path = manifest.folder / MARK
+    return path.exists() and path.read_text() == _mark(manifest)
+
+
+def read_manifests(folder: Path, unfinished: bool = False) -> list[Manifest]:
     """Return the manifest of a store, or those of its parts by rank.
 
+    Args:
+        folder: Of the whole store.
+        unfinished: Whether parts may be unfinished.
+
     Raises:
-        StoreError: There is no store, or a part is missing.
+        StoreError: There is no store, or a part is missing or unfinished.
         DamagedError: A manifest is not what was written, or the parts do not belong together.
     """
-    manifests = [Manifest.read(part) for part in find_parts(folder)] or [Manifest.read(folder)]
-    first = manifests[0]
-    for manifest in manifests[1:]:
+    parts = [Manifest.read(part) for part in find_parts(folder)]
+    if not parts:
+        return [Manifest.read(folder)]
+    first = parts[0]
+    for manifest in parts[1:]:
         try:
             first.head.without(PART).check_same(manifest.head.without(PART), manifest.folder)
         except StoreError as error:
             raise DamagedError(
                 f"{manifest.folder / NAME}: a part of another store: {error}"
             ) from error
-    return manifests
+    if open_parts := [part.folder.name for part in parts if not (unfinished or _finished(part))]:
+        raise StoreError(
+            f"{folder}: all {len(parts)} parts must be finished, {open_parts[0]} is not: harvest "
+            "again to go on, or read what is there with unfinished=True"
+        )
+    return parts

@@ -4,8 +4,9 @@ Shapes: N rows.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -15,16 +16,17 @@ from torch import Tensor
 
 from actkit.core.digest import digest
 from actkit.core.edit import Edit
-from actkit.core.errors import InputError, StoreError
+from actkit.core.engines import Ray, run_shares
+from actkit.core.errors import BusyError, InputError, StoreError
 from actkit.core.inputs import Batch
 from actkit.core.moment import Moment
 from actkit.core.progress import track
 from actkit.core.provenance import stamp
 from actkit.core.recording import Rows
 from actkit.core.sites import Site
-from actkit.core.stream import batches, flat_rows, shared_rows
-from actkit.store._manifest import NAME, Manifest, begun, changed
-from actkit.store._parts import PART, check_alone, part_name
+from actkit.core.stream import batches, encoded, flat_rows, shared_rows
+from actkit.store._manifest import NAME, Entry, Manifest, begun, changed
+from actkit.store._parts import PART, check_alone, finish, part_name
 from actkit.store.reader import Store
 from actkit.store.writer import SHARD_BYTES, StoreWriter
 
@@ -82,26 +84,25 @@ class Job:
             StoreError: The data before the cursor are not those that were harvested.
         """
         done = cursor or {"batches": 0, "sha256": ""}
-        sites, seen, sha256, num_batches = self.sites(), 0, "", 0
-        for index, group in enumerate(batches(self.data, self.batch_size)):
+        sites, sha256, num_batches = self.sites(), "", 0
+
+        def own(index: int) -> bool:
+            return index % world == rank and index >= done["batches"]
+
+        groups = batches(self.data, self.batch_size)
+        for index, (group, batch, first) in enumerate(encoded(self.model, groups, own)):
             num_batches, sha256 = index + 1, digest([sha256, group])
             if num_batches == done["batches"]:
                 _check_data(done, sha256)
-            own = index % world == rank and index >= done["batches"]
-            if not own and isinstance(group, list):
-                seen += len(group)
-                continue
-            batch = self.model.encode(group)
-            if own:
+            if batch is not None:
                 values, rows = self._run(batch, sites)
-                yield values, rows.shifted(seen), {"batches": num_batches, "sha256": sha256}
-            seen += batch.num_samples
+                yield values, rows.shifted(first), {"batches": num_batches, "sha256": sha256}
         if num_batches < done["batches"]:
             raise StoreError(
                 f"data must hold what was harvested, {done['batches']} batches, got {num_batches}"
             )
-        if not num_batches:
-            raise InputError("data must hold at least one sample, got none")
+        if num_batches <= rank:
+            raise InputError(f"data must have a batch for each of {world} parts, got {num_batches}")
 
     def _run(self, batch: Batch, sites: Sequence[Site]) -> tuple[dict[str, Tensor], Rows]:
         """Run one batch and return each site's valid rows, and what they belong to."""
@@ -120,6 +121,8 @@ class Job:
 
 
 Engine = Callable[[Job], Store]
+PATIENCE = 60.0
+"""Seconds that a worker waits for the one before it to let go of a part."""
 
 
 def harvest(
@@ -127,7 +130,7 @@ def harvest(
     data: Any,
     record: str | Sequence[str],
     to: str | os.PathLike[str],
-    engine: str = "local",
+    engine: str | Ray = "local",
     **settings: Any,
 ) -> Store:
     """Record a corpus to disk; called again, it goes on after the last committed shard.
@@ -137,18 +140,24 @@ def harvest(
         data: As in `observe`.
         record: Sites or patterns; they must have the same rows.
         to: Folder of the store.
-        engine: "local", or "torchrun": started by torchrun, each process runs its share of the
-            batches and writes a part of its own, and `Store(to)` reads all parts as one store,
-            by rank. Each process returns the store of its part.
+        engine: "local"; "torchrun": started by torchrun, each process runs its share of the
+            batches, writes a part of its own and returns its store, and `Store(to)` reads all
+            parts as one store, by rank; "ray", or `actkit.core.engines.Ray` with settings: the
+            same by workers of a cluster whose machines share the folder, as many again when it
+            is resumed; it returns the whole store.
         settings: batch_size, dtype, shard_bytes, edits; see `Job`.
 
     Raises:
         StoreError: An unknown engine; a store begun with other settings, weights or data; the
             disk failed.
+        EngineError: Ray is not installed, or a worker died too often.
     """
+    job = Job(model=model, data=data, record=record, to=Path(to), **settings)
+    if isinstance(engine, Ray):
+        return _ray(job, engine)
     if engine not in ENGINES:
         raise StoreError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    return ENGINES[engine](Job(model=model, data=data, record=record, to=Path(to), **settings))
+    return ENGINES[engine](job)
 
 
 def write_stream(
@@ -203,17 +212,47 @@ def _torchrun(job: Job) -> Store:
             "engine torchrun needs the environment of torchrun, RANK is not set; "
             "run: torchrun --nproc-per-node 2 script.py"
         )
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return _part(job, job.header(), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+
+
+def _ray(job: Job, engine: str | Ray = "ray") -> Store:
+    job = replace(job, to=job.to.absolute())
+    written = run_shares(partial(_shards, job, job.header()), engine, "harvesting")
+    for rank, entries in enumerate(written):
+        part = job.to / part_name(rank, len(written))
+        if not begun(part) or Manifest.read(part).entries != entries:
+            raise StoreError(f"all machines must share the store's folder, {part} is not here")
+    return Store(job.to)
+
+
+ENGINES: dict[str, Engine] = {"local": _local, "torchrun": _torchrun, "ray": _ray}
+"""What runs a job and returns its store, by name."""
+
+
+def _shards(job: Job, header: dict[str, Any], rank: int, world: int) -> list[Entry]:
+    """Write a part on a worker; return name, size and hash of its shards.
+
+    A process may outlive the loss of its machine by some seconds, and still hold its part.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return Manifest.read(_part(job, header, rank, world).path).entries
+        except BusyError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+
+
+def _part(job: Job, header: dict[str, Any], rank: int, world: int) -> Store:
     check_alone(job.to, world)
     name = part_name(rank, world)
-    header = {**job.header(), PART: name}
     names = [site.name for site in job.sites()]
     produce = partial(job.pieces, rank=rank, world=world)
-    return write_stream(job.to / name, produce, names, job.dtype, header, job.shard_bytes)
-
-
-ENGINES: dict[str, Engine] = {"local": _local, "torchrun": _torchrun}
-"""What runs a job and returns its store, by name."""
+    part, own = job.to / name, {**header, PART: name}
+    store = write_stream(part, produce, names, job.dtype, own, job.shard_bytes)
+    finish(part)
+    return store
 
 
 def _check_data(done: dict[str, Any], sha256: str) -> None:

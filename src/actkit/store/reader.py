@@ -36,6 +36,8 @@ class Store:
     Args:
         path: Folder of the store, or of the parts that several processes wrote.
         check: "first_read" or "never".
+        unfinished: Also read parts of which rows are still missing, since their harvest goes on
+            or stopped early.
 
     Attributes:
         path: The folder.
@@ -45,16 +47,18 @@ class Store:
         rows: What the rows belong to, indexed like a tensor: `store.rows[:100]` is `Rows`.
 
     Raises:
-        StoreError: There is no store, or a part of it is missing.
+        StoreError: There is no store, or a part of it is missing or unfinished.
         DamagedError: The manifest is not what was written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], check: str = "first_read") -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], check: str = "first_read", unfinished: bool = False
+    ) -> None:
         """Read the manifest."""
         if check not in CHECKS:
             raise StoreError(f"check must be one of {', '.join(CHECKS)}, got {check!r}")
-        self.path, self._check = Path(path), check
-        manifests = read_manifests(self.path)
+        self.path, self._check, self._unfinished = Path(path), check, unfinished
+        manifests = read_manifests(self.path, unfinished)
         head = manifests[0].head.without(PART)
         self.sites, self.dtype, self.header = head.sites, head.dtype, head.header
         shards = [
@@ -76,7 +80,7 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let another process open the store for itself."""
-        return type(self), (self.path, self._check)
+        return type(self), (self.path, self._check, self._unfinished)
 
     def __getitem__(self, site: str) -> ColumnView:
         """Return a site's (N, ...) rows, or those of "sample", "position" or "token".

@@ -1,0 +1,110 @@
+"""Engines: where jobs that do not depend on each other run, here or on a Ray cluster."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TypeVar
+
+from actkit.core.errors import EngineError
+from actkit.core.progress import track
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Ray:
+    """The engine `ray` with settings: workers, processes of their own anywhere in a cluster.
+
+    No network travels: each worker opens it anew, by `Model.opener`, and compares the weights'
+    hash with that of the network it stands for. What does go to the workers is pickled once: give
+    data as `Samples`, as a function that opens them, or in memory if they are small; and absolute
+    paths.
+
+    Args:
+        num: How many workers; None for as many as the cluster has room for.
+        num_cpus: Of each worker; its torch uses as many threads.
+        num_gpus: Of each worker; it sees only these, the first as "cuda".
+        num_restarts: How often a worker that died, alone or with its machine, is begun again
+            before the run fails; -1 for always.
+
+    Raises:
+        EngineError: A number is below its least.
+    """
+
+    num: int | None = None
+    num_cpus: float = 1
+    num_gpus: float = 0
+    num_restarts: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if (self.num is not None and self.num < 1) or self.num_cpus <= 0 or self.num_gpus < 0:
+            raise EngineError(
+                "there must be at least one worker with more than 0 CPUs, "
+                f"got {self.num} with {self.num_cpus} CPUs and {self.num_gpus} GPUs"
+            )
+
+
+def run_jobs(
+    fn: Callable[[T], R], items: Sequence[T], engine: str | Ray = "local", what: str = "working"
+) -> list[R]:
+    """Return `fn` of every item, in the order of the items; see `as_done`.
+
+    Example:
+        >>> run_jobs(abs, [3, -1, -2])
+        [3, 1, 2]
+    """
+    done = dict(as_done(fn, items, engine, what))
+    return [done[index] for index in range(len(items))]
+
+
+def as_done(
+    fn: Callable[[T], R], items: Sequence[T], engine: str | Ray = "local", what: str = "working"
+) -> Iterator[tuple[int, R]]:
+    """Yield each item's index and `fn` of it, as soon as it is done.
+
+    Args:
+        fn: A function of one item; on Ray it and the items are pickled, a `Model` in them as what
+            it was opened from.
+        items: What the jobs are.
+        engine: "local" for one after the other in this process; "ray", or `Ray` with settings:
+            each idle worker takes the next one, and the job of a worker that died is run again.
+        what: A few words in front of the bar.
+
+    Raises:
+        EngineError: An unknown engine, Ray is not installed, the cluster has no room, or a worker
+            died too often. What `fn` raises is raised as it is.
+    """
+    ray = _ray(engine)
+    if ray is None:
+        return ((index, fn(item)) for index, item in enumerate(track(items, what)))
+    from actkit.core import on_ray
+
+    return on_ray.as_done(fn, items, ray, what)
+
+
+def run_shares(
+    fn: Callable[[int, int], R], engine: str | Ray = "local", what: str = "working"
+) -> list[R]:
+    """Return `fn(rank, world)` of every rank: one piece of work in as many shares as workers.
+
+    The local engine has one share. Errors are those of `as_done`.
+    """
+    ray = _ray(engine)
+    if ray is None:
+        return [fn(0, 1)]
+    from actkit.core import on_ray
+
+    return on_ray.run_shares(fn, ray, what)
+
+
+def _ray(engine: str | Ray) -> Ray | None:
+    """Return the settings of the engine `ray`, None for the local one."""
+    if engine == "local":
+        return None
+    if not (engine == "ray" or isinstance(engine, Ray)):
+        raise EngineError(f"engine must be one of local, ray, got {engine!r}")
+    if find_spec("ray") is None:
+        raise EngineError("engine ray needs ray and it is not installed; run: pip install ray")
+    return engine if isinstance(engine, Ray) else Ray()

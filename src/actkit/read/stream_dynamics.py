@@ -1,0 +1,314 @@
+"""How the stream moves from layer to layer, taken as time: correlation, velocity, orbits.
+
+Shapes: N rows, D width, S sites, P = S - 1 steps between them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import nan, pi
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from actkit.catalog import method
+from actkit.core.errors import InputError
+from actkit.core.recording import Rows
+from actkit.read._base import JointReading
+from actkit.read._joint import in_range, lengths, one_stream, usable_rows
+from actkit.read._math import added, mergeable, same_width
+
+_CHUNK = 256  # rows at a time: a site's deviations and products stay in the cache
+_NEAR = 32  # rows whose mean the sums are taken about
+
+
+def rotations(path_SD: Tensor) -> Tensor:
+    """Return how often each unit goes round its phase portrait, (D,); clockwise is positive.
+
+    The phase portrait is (a_s, a_{s+1} - a_s), and the angle is about its centroid. A unit that
+    swings turns clockwise; one that never moves has no angle, NaN.
+
+    Args:
+        path_SD: (S, D) values of each unit at each site.
+
+    Example:
+        >>> path_SD = torch.tensor([0.0, 1.0, 0.0, -1.0] * 3).double()[:, None]
+        >>> rotations(path_SD[:10])
+        tensor([2.], dtype=torch.float64)
+    """
+    step_PD = path_SD.diff(dim=0).double()
+    phase_PD = torch.complex(path_SD[:-1].double(), step_PD)
+    phase_PD = phase_PD - phase_PD.mean(0)
+    turned_D = (phase_PD[1:] * phase_PD[:-1].conj()).angle().sum(0)
+    return (-turned_D / (2 * pi)).where(step_PD.any(0), nan)
+
+
+def turning_angles(path_SD: Tensor) -> Tensor:
+    """Return the angle between consecutive steps of a path in radians, (S - 2,): its curvature.
+
+    NaN where a step is zero.
+
+    Example:
+        >>> turning_angles(torch.tensor([[0.0, 0.0], [2.0, 0.0], [2.0, 1.0]]))
+        tensor([1.5708], dtype=torch.float64)
+    """
+    step_PD = path_SD.diff(dim=0).double()
+    unit_PD = step_PD / step_PD.norm(dim=1, keepdim=True)
+    one, next_one = unit_PD[:-1], unit_PD[1:]
+    return 2 * torch.atan2((next_one - one).norm(dim=1), (next_one + one).norm(dim=1))
+
+
+def reduced_paths(paths_NSD: Tensor, num_components: int = 2) -> Tensor:
+    """Return paths in the principal components of all their points, (N, S, num_components).
+
+    Args:
+        paths_NSD: (N, S, D) states of N tokens at S sites.
+        num_components: At most D.
+
+    Raises:
+        InputError: There are too few dimensions, or the axes do not fit.
+
+    Example:
+        >>> reduced_paths(torch.tensor([[[0.0, 3.0], [0.0, 5.0]]]), 1).abs()
+        tensor([[[1.],
+                 [1.]]], dtype=torch.float64)
+    """
+    if paths_NSD.dim() != 3 or not 1 <= num_components <= paths_NSD.shape[2]:
+        raise InputError(
+            f"paths must be (N, S, D) with D of at least {num_components} components (>= 1), "
+            f"got shape {tuple(paths_NSD.shape)}"
+        )
+    points = paths_NSD.double().flatten(0, 1)
+    points = points - points.mean(0)
+    vectors_DD = torch.linalg.eigh(points.mT @ points).eigenvectors.flip(1)
+    return (points @ vectors_DD[:, :num_components]).unflatten(0, paths_NSD.shape[:2])
+
+
+@dataclass(frozen=True, slots=True)
+class StreamDynamicsResult:
+    """What happens at each step from one site to the next; NaN where no row was usable.
+
+    Attributes:
+        correlation_PD: (P, D) float64 Pearson r over tokens between a unit at one site and
+            the same unit at the next; NaN where a unit is constant.
+        control_PD: The same between a unit and another one at the next site.
+        cosine_P: Mean cosine between a token's states.
+        velocity_P: Mean length of a token's step.
+        acceleration: (P - 1,) change of the velocity from step to step.
+        density_S: Share of the entries whose magnitude is above the threshold.
+        path_SD: (S, D) mean state at each site.
+        rotations_D: Rotations of each unit's mean path, as `rotations` gives them.
+        turning: (S - 2,) `turning_angles` of the mean path.
+        num_rows: Tokens that were used.
+        num_nonfinite: Tokens that were left out since they hold NaN or infinity.
+    """
+
+    correlation_PD: Tensor
+    control_PD: Tensor
+    cosine_P: Tensor
+    velocity_P: Tensor
+    acceleration: Tensor
+    density_S: Tensor
+    path_SD: Tensor
+    rotations_D: Tensor
+    turning: Tensor
+    num_rows: int
+    num_nonfinite: int
+
+    def summary(self) -> dict[str, float]:
+        """Return the numbers that fit one line of a report; means over units and steps."""
+        quarter = max(1, len(self.velocity_P) // 4)
+        first, last = self.velocity_P[:quarter].mean(), self.velocity_P[-quarter:].mean()
+        return {
+            "correlation": float(self.correlation_PD.nanmean()),
+            "control": float(self.control_PD.nanmean()),
+            "cosine": float(self.cosine_P.mean()),
+            "velocity": float(self.velocity_P.mean()),
+            "velocity_last_to_first": float(last / first),
+            "density_first": float(self.density_S[0]),
+            "density_last": float(self.density_S[-1]),
+            "rotations": float(self.rotations_D.nanmean()),
+            "num_rows": self.num_rows,
+            "num_nonfinite": self.num_nonfinite,
+        }
+
+
+@dataclass(slots=True)
+class _State:
+    """Sums over rows in float64; deviations are about the rows' own mean, as Chan et al. add them.
+
+    `products_2PD` are of a unit with the same unit at the next site, and with another one, which
+    lies `shifts` further; `paces_2P` are the sums of cosines and of steps.
+    """
+
+    shifts: tuple[int, ...]
+    num_rows: int
+    num_nonfinite: int
+    mean_SD: Tensor
+    squares_SD: Tensor
+    products_2PD: Tensor
+    paces_2P: Tensor
+    dense_S: Tensor
+
+    @classmethod
+    def empty(cls, shifts: tuple[int, ...], width: int, num_nonfinite: int = 0) -> "_State":
+        steps = len(shifts)
+        sizes = (steps + 1, width), (steps + 1, width), (2, steps, width), (2, steps), (steps + 1,)
+        return cls(shifts, 0, num_nonfinite, *(torch.zeros(s, dtype=torch.float64) for s in sizes))
+
+    def add(self, acts: Sequence[Tensor], length_SN: Tensor, keep_N: Tensor, floor: float) -> None:
+        """Take rows into an empty state."""
+        self.num_rows = int(keep_N.sum())
+        device = acts[0].device
+        near, out = keep_N.nonzero()[:_NEAR, 0].to(device), (~keep_N).nonzero()[:, 0].to(device)
+        before_ND = sum_before_D = torch.empty(0)
+        for s, x_ND in enumerate(acts):
+            near_D = x_ND[near].mean(0)
+            off_ND = (x_ND - near_D).index_fill_(0, out, 0)
+            sum_D = off_ND.sum(0).cpu().double()
+            self.mean_SD[s] = near_D.cpu() + sum_D / self.num_rows
+            self.squares_SD[s] = off_ND.square().sum(0).cpu() - sum_D.square() / self.num_rows
+            self.dense_S[s] = x_ND.abs().gt_(floor).sum(1).cpu()[keep_N].sum()
+            for k, shift in enumerate((0, self.shifts[s - 1]) if s else ()):
+                product_D = (before_ND * off_ND.roll(-shift, 1)).sum(0).cpu()
+                both_D = sum_before_D * sum_D.roll(-shift) / self.num_rows
+                self.products_2PD[k, s - 1] = product_D - both_D
+            if s:
+                step_N = lengths(x_ND - acts[s - 1])[keep_N]
+                one_N, next_N = length_SN[s - 1 : s + 1, keep_N]
+                dot_N = (one_N.square() + next_N.square() - step_N.square()) / 2
+                cosine_N = (dot_N / (one_N * next_N)).nan_to_num(0).clamp(-1, 1)
+                self.paces_2P[:, s - 1] = torch.stack([cosine_N.sum(), step_N.sum()])
+            before_ND, sum_before_D = off_ND, sum_D
+
+    def partners(self, values_SD: Tensor) -> Tensor:
+        """Return each unit's partners at the next site, (2, P, D): itself, and another."""
+        own_PD = values_SD[1:]
+        rolled = [x_D.roll(-shift) for x_D, shift in zip(own_PD, self.shifts, strict=True)]
+        return torch.stack([own_PD, torch.stack(rolled)])
+
+    def __add__(self, other: "_State") -> "_State":
+        same_width(self.mean_SD.shape[1], other.mean_SD.shape[1])
+        same_width(len(self.mean_SD), len(other.mean_SD), "number of sites")
+        num_rows = self.num_rows + other.num_rows
+        share = other.num_rows / max(num_rows, 1)
+        step_SD, weight = other.mean_SD - self.mean_SD, share * self.num_rows
+        return _State(
+            self.shifts,
+            num_rows,
+            self.num_nonfinite + other.num_nonfinite,
+            self.mean_SD + share * step_SD,
+            self.squares_SD + other.squares_SD + weight * step_SD.square(),
+            self.products_2PD + other.products_2PD + weight * step_SD[:-1] * self.partners(step_SD),
+            self.paces_2P + other.paces_2P,
+            self.dense_S + other.dense_S,
+        )
+
+
+@method(source="Fernando and Guitchounts 2025, arXiv:2502.12131")
+@final
+@dataclass(eq=False)
+class StreamDynamics(JointReading):
+    """Read how the residual stream moves from site to site: correlation, velocity, orbits.
+
+    As in the paper, with layers as time: how well each unit's values correlate over tokens with
+    its values at the next site, and with another unit's as a control; cosine and length of the
+    tokens' steps; how many entries are large; and how each unit's mean path turns in its phase
+    portrait. Mutual information, which needs all rows at once, is left out; so is the first
+    token of a text, whose state is massive in many language models. A state of zero has cosine 0.
+
+    Args:
+        threshold: Magnitude above which an entry counts as dense (>= 0).
+        leave_out: Units that are taken as zero, massive ones for example.
+        skip_first: Leave out the first token of every text.
+        seed: Of the control's partners: at each step one offset between units, the same for all.
+
+    Raises:
+        InputError: The threshold is negative.
+
+    Example:
+        >>> acts = [torch.tensor([[0.0, 1.0], [3.0, 1.0]]), torch.tensor([[0.0, 0.0], [6.0, 1.0]])]
+        >>> reading = StreamDynamics(skip_first=False)
+        >>> reading.update(acts, Rows.of(torch.ones(1, 2, dtype=torch.bool)).flat())
+        >>> reading.result().velocity_P, reading.result().correlation_PD
+        (tensor([2.], dtype=torch.float64), tensor([[1., nan]], dtype=torch.float64))
+    """
+
+    threshold: float = 1.0
+    leave_out: tuple[int, ...] = ()
+    skip_first: bool = True
+    seed: int = 0
+    _state: _State | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the threshold."""
+        if not self.threshold >= 0:
+            raise InputError(f"threshold must be at least 0, got {self.threshold}")
+
+    def update(self, acts: Sequence[Tensor], rows: Rows) -> None:
+        """Take the (N, D) activations of the sites in order, and the (N,) rows.
+
+        Raises:
+            InputError: There are fewer than two sites, their shapes or rows do not fit, or a unit
+                to leave out does not exist.
+        """
+        one_stream(acts, rows, least=2)
+        width = acts[0].shape[1]
+        if wrong := [u for u in self.leave_out if not 0 <= u < width]:
+            raise InputError(f"units to leave out must be 0 to {width - 1}, got {wrong}")
+        for start in range(0, max(len(rows), 1), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            self._take([self._prepared(x[part]) for x in acts], rows[part])
+
+    def _prepared(self, acts_ND: Tensor) -> Tensor:
+        acts_ND = acts_ND.detach()
+        acts_ND = acts_ND.cpu() if acts_ND.device.type == "mps" else acts_ND  # it has no float64
+        acts_ND = acts_ND.to(torch.promote_types(acts_ND.dtype, torch.float32))
+        if self.leave_out:
+            units = torch.tensor(self.leave_out, device=acts_ND.device)
+            acts_ND = acts_ND.index_fill(1, units, 0)
+        return acts_ND
+
+    def _take(self, acts: Sequence[Tensor], rows: Rows) -> None:
+        length_SN = torch.stack([lengths(x) for x in acts])
+        keep_N, num_nonfinite = usable_rows(rows, length_SN.isfinite().all(0), self.skip_first)
+        width = acts[0].shape[1]
+        if self._state is None:
+            gen = torch.Generator().manual_seed(self.seed)
+            shifts = torch.randint(1, max(width, 2), (len(acts) - 1,), generator=gen)
+            self._state = _State.empty(tuple(shifts.tolist()), width)
+        state = _State.empty(self._state.shifts[: len(acts) - 1], width, num_nonfinite)
+        if keep_N.any():
+            if not in_range(length_SN[:, keep_N]):
+                acts = [x.double() for x in acts]
+            state.add(acts, length_SN, keep_N, self.threshold)
+        self._state = self._state + state
+
+    def merge(self, other: Self) -> Self:
+        """Take in another reading's rows; return self."""
+        mergeable(self, other)
+        self._state = added(self._state, other._state)
+        return self
+
+    def result(self) -> StreamDynamicsResult:
+        """Return the means and correlations over all rows so far."""
+        state = self._state or _State.empty((1,), 0)
+        num = state.num_rows or nan
+        squares_SD = state.squares_SD
+        scale_2PD = (squares_SD[:-1] * state.partners(squares_SD)).sqrt()
+        r_2PD = (state.products_2PD / scale_2PD).where(scale_2PD > 0, nan).clamp(-1, 1)
+        cosine_P, velocity_P = state.paces_2P / num
+        path_SD = state.mean_SD * (num / num)
+        return StreamDynamicsResult(
+            correlation_PD=r_2PD[0],
+            control_PD=r_2PD[1],
+            cosine_P=cosine_P,
+            velocity_P=velocity_P,
+            acceleration=velocity_P.diff(),
+            density_S=state.dense_S / (num * (path_SD.shape[1] - len(self.leave_out))),
+            path_SD=path_SD,
+            rotations_D=rotations(path_SD),
+            turning=turning_angles(path_SD),
+            num_rows=state.num_rows,
+            num_nonfinite=state.num_nonfinite,
+        )
