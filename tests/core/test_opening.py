@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from actkit.core.errors import ModelError
 from actkit.core.model import Model
 from actkit.core.opening import open as ak_open
 from actkit.core.pretrained import architecture
+from actkit.core.provenance import stamp
 
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 
@@ -244,6 +246,19 @@ def test_a_folders_own_dtype_is_kept(tmp_path: Path) -> None:
     assert ak_open(folder, dtype="auto").module.dtype == torch.bfloat16
     assert ak_open(folder, dtype=torch.float32).module.dtype == torch.float32
     assert ak_open(folder, torch_dtype=torch.float16).module.dtype == torch.float16
+
+
+def test_an_opener_opens_the_same_network_in_another_folder(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(llama.parent)
+    model = ak_open(llama.name, dtype="bfloat16")
+    monkeypatch.chdir(tmp_path)
+    assert model.opener is not None
+    again = pickle.loads(pickle.dumps(model.opener))()
+    assert stamp(again) == stamp(model)
+    assert again.module.dtype == torch.bfloat16
+    assert ak_open(nn.Linear(2, 2)).opener is None
 
 
 def test_options_are_passed_on(llama: Path) -> None:

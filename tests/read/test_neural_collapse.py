@@ -139,7 +139,7 @@ def test_digits_collapse_past_zero_training_error(evidence: Evidence) -> None:
              measured=max(run[60][1].nc2 / run[0][1].nc2 for run in runs), at_most=0.8)  # fmt: skip
     evidence("rows where the classifier says the nearest mean, least of 3 seeds",
              measured=min(end.nc4 or 0 for end in ends), at_least=0.98)  # fmt: skip
-    # 60 passes of cross-entropy leave the logits growing: 0.55 was measured, after 150 it is 0.54.
+    # Cross-entropy misses 0.2 here: 0.54 to 0.85 over ten runs of other rates, depths, optimisers.
     evidence("NC1 at the end / at 90 % accuracy, cross-entropy, seed 0",
              measured=fall(trained(0, squared=False)), at_most=0.8)  # fmt: skip
 

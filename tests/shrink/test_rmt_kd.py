@@ -61,7 +61,7 @@ def test_planted_rank_is_found_and_kept_without_loss(seed: int, evidence: Eviden
     fit = inputs_ND[:NUM_TRAIN], labels_N[:NUM_TRAIN]
     test = inputs_ND[NUM_TRAIN:], labels_N[NUM_TRAIN:]
     net = trained(*fit, seed)
-    found = rmt_kd(net, *fit)
+    found = rmt_kd(net, *fit, group=2)
     gen = torch.Generator().manual_seed(seed)
     ranks = iter(found.ranks.values())
 
@@ -71,7 +71,7 @@ def test_planted_rank_is_found_and_kept_without_loss(seed: int, evidence: Eviden
         return basis_DK
 
     anything = Distillation(tolerance=1)
-    control = rmt_kd(net, *fit, basis=random_basis, distillation=anything)
+    control = rmt_kd(net, *fit, group=2, basis=random_basis, distillation=anything)
     before = accuracy(net, *test)
     loss = 100 * (before - accuracy(found.network, *test))
     random_loss = 100 * (before - accuracy(control.network, *test))
@@ -134,12 +134,13 @@ def test_distillation_alone_moves_towards_the_network_before() -> None:
     net, inputs_ND, _ = small()
     target = net(inputs_ND).softmax(-1)
 
-    def off(epochs: int) -> float:
-        how = Distillation(weight=0, epochs=epochs, tolerance=1)
+    def off(weight: float, epochs: int) -> float:
+        how = Distillation(weight=weight, epochs=epochs, tolerance=1)
         probs = narrowed(3, how).network(inputs_ND).softmax(-1)
         return float((probs - target).detach().abs().mean())
 
-    assert off(20) < 0.7 * off(0)
+    assert off(0, 60) < 0.7 * off(0, 0)
+    assert off(0, 60) < 0.1 * off(1, 60)
 
 
 def test_a_layer_that_costs_too_much_is_restored() -> None:

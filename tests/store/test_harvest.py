@@ -1,7 +1,9 @@
 """A harvest holds what a run records, goes on where it stopped, and is shared by processes."""
 
+import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import actkit as ak
-from actkit.core.errors import InputError, StoreError
+from actkit.core.errors import BusyError, InputError, StoreError
 from actkit.core.model import Model
 from actkit.core.recording import Rows
-from actkit.store import Store
-from actkit.store.harvest import write_stream
+from actkit.store import Store, StoreWriter
+from actkit.store import harvest as harvesting
+from actkit.store.harvest import Job, write_stream
 from tests.store import torchrun_script as script
 
 SITES = ["0:out", "2:out"]
@@ -236,10 +239,54 @@ def test_torchrun_writes_the_rows_of_a_local_harvest(tmp_path: Path) -> None:
     parts.verify()
 
 
-def part(folder: Path, rank: int, world: int, monkeypatch: pytest.MonkeyPatch) -> Store:
+def part(
+    folder: Path, rank: int, world: int, monkeypatch: pytest.MonkeyPatch, data: Any = None
+) -> Store:
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", str(world))
-    return script.model().harvest(script.data(), SITES, folder, engine="torchrun", **SETTINGS)
+    data = script.data() if data is None else data
+    return script.model().harvest(data, SITES, folder, engine="torchrun", **SETTINGS)
+
+
+def test_a_part_that_stopped_early_is_not_read_as_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part(tmp_path, 0, 2, monkeypatch, Stopping(script.data(), 99))
+    with pytest.raises(OSError, match="went away"):
+        part(tmp_path, 1, 2, monkeypatch, Stopping(script.data(), 8))
+    with pytest.raises(StoreError, match="all 2 parts must be finished, part-00001-of-00002 is no"):
+        Store(tmp_path)
+    some = Store(tmp_path, unfinished=True)
+    assert len(pickle.loads(pickle.dumps(some))) == len(some)
+    assert 0 < len(Store(tmp_path / "part-00001-of-00002")) < len(some)
+    part(tmp_path, 1, 2, monkeypatch, Stopping(script.data(), 99))
+    assert len(some) < len(Store(tmp_path)) == sum(map(len, script.data()))
+
+
+def test_a_finished_part_that_goes_on_is_unfinished_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part(tmp_path, 0, 1, monkeypatch, iter(script.data()[:5]))
+    assert len(Store(tmp_path)) == sum(map(len, script.data()[:5]))
+    with pytest.raises(OSError, match="went away"):
+        part(tmp_path, 0, 1, monkeypatch, iter(Stopping(script.data(), 12)))
+    with pytest.raises(StoreError, match="must be finished, part-00000-of-00001 is not"):
+        Store(tmp_path)
+
+
+def test_a_worker_waits_for_the_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harvesting, "PATIENCE", 1.0)
+    folder, names = tmp_path / "part-00000-of-00001", {"0:out": (5,), "2:out": (2,)}
+    job = Job(model=script.model(), data=script.data(), record=SITES, to=tmp_path, **SETTINGS)
+    own = {**job.header(), "part": folder.name}
+    before = StoreWriter(folder, names, "float32", own, 600)
+    with pytest.raises(BusyError, match="one writer at a time"):
+        harvesting._shards(job, job.header(), 0, 1)
+    threading.Timer(0.4, before.discard).start()
+    entries = harvesting._shards(job, job.header(), 0, 1)
+    assert sum(entry.rows for entry in entries) == len(Store(tmp_path))
 
 
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +300,8 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.M
         part(tmp_path, 0, 3, monkeypatch)
     with pytest.raises(StoreError, match="a store without parts must be alone, got 2 parts"):
         script.model().harvest(script.data(), SITES, tmp_path, **SETTINGS)
+    with pytest.raises(InputError, match="a batch for each of 2 parts, got 1"):
+        part(tmp_path / "few", 1, 2, monkeypatch, script.data()[:1])
     part(tmp_path, 0, 2, monkeypatch)
     assert len(Store(tmp_path)) == sum(map(len, script.data()))
     other = tmp_path / "part-00001-of-00002" / "manifest.jsonl"

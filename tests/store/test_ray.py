@@ -215,6 +215,10 @@ READINGS = {"resid_post.*": [Moments(), Sparsity(), Massive(), Spectrum()]}
 TEXTS = [" ".join(f"w{(7 * i + 3 * j) % 88 + 1}" for j in range(1 + i % 9)) for i in range(23)]
 
 
+def texts() -> list[str]:
+    return TEXTS
+
+
 @dataclass(eq=False)
 class Gap(JointReading):
     """The sum of differences of two sites, and the samples they are of."""
@@ -262,17 +266,12 @@ def check_same(found: Any, want: Any) -> None:
         assert found == want
 
 
-def texts() -> list[str]:
-    return TEXTS
-
-
-@pytest.mark.parametrize("data", [TEXTS, texts], ids=["held", "opened"])
-def test_observe_finds_what_the_local_engine_finds(cluster: Any, data: Any) -> None:
+def test_observe_finds_what_the_local_engine_finds(cluster: Any) -> None:
     model = llama()
     wanted: dict[Any, Any] = {**READINGS, ("resid_pre.1", "resid_post.1"): [Gap()]}
     edits = [ak.scale("mlp_out.0", 1.5)]
-    local = model.observe(data, wanted, 4, edits)
-    spread = model.observe(data, wanted, 4, edits, engine=TWO)
+    local = model.observe(TEXTS, wanted, 4, edits)
+    spread = model.observe(texts, wanted, 4, edits, engine=TWO)
     check_same(
         {site: [r.result() for r in own] for site, own in spread.items()},
         {site: [r.result() for r in own] for site, own in local.items()},
@@ -298,12 +297,10 @@ def test_scan_reports_what_the_local_engine_reports(cluster: Any) -> None:
 def test_a_named_network_is_opened_by_the_workers(cluster: Any, smollm2: Model) -> None:
     assert len(on_ray._pickled(smollm2)) < 2000
     wanted = {"resid_post.1": [Moments()]}
-    local = smollm2.observe(PROSE, wanted, 1)
-    spread = smollm2.observe(PROSE, wanted, 1, engine=TWO)
+    prose = ["The history of the steam engine begins in", "Water boils at"]
+    local = smollm2.observe(prose, wanted, 1)
+    spread = smollm2.observe(prose, wanted, 1, engine=TWO)
     check_same(spread["resid_post.1"][0].result(), local["resid_post.1"][0].result())
-
-
-PROSE = ["The history of the steam engine begins in", "Water boils at"]
 
 
 def failing(index: int) -> int:

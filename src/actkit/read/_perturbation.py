@@ -43,6 +43,8 @@ class Perturbation:
     @torch.no_grad()
     def add_to(self, network: nn.Module, stds: Mapping[str, float]) -> None:
         """Add it in place; `stds` are the standard deviations of the parameters at the start."""
+        if not self.norm:
+            return
         named = trainable(network)
         gen = torch.Generator().manual_seed(self.seed)
         vector = torch.cat(
@@ -51,9 +53,9 @@ class Perturbation:
         untouched = torch.randperm(len(vector), generator=gen)[round(self.share * len(vector)) :]
         vector[untouched] = 0
         length = vector.norm()
-        if self.norm and not (0 < length < torch.inf):
+        if not (0 < length < torch.inf):
             raise InputError(f"a perturbation must have a direction, got one of norm {length:g}")
-        vector *= self.norm / length if self.norm else 0
+        vector *= self.norm / length
         start = 0
         for p in named.values():
             p.add_(vector[start : start + p.numel()].view_as(p).to(p))

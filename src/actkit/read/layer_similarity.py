@@ -102,9 +102,8 @@ class LayerSimilarity(JointReading):
 
     def result(self) -> LayerSimilarityResult:
         """Return the similarities over all rows so far."""
-        sums = self._sums or Sums.of(torch.empty(0, 0), ())
-        return LayerSimilarityResult(
-            cka_LL=alignment(sums, self.unbiased).cpu(),
-            num_rows=sums.num_rows,
-            num_nonfinite=self._num_nonfinite,
-        )
+        if self._sums is None:
+            none_LL = torch.empty(0, 0, dtype=torch.float64)
+            return LayerSimilarityResult(none_LL, 0, self._num_nonfinite)
+        cka_LL = alignment(self._sums, self.unbiased).cpu()
+        return LayerSimilarityResult(cka_LL, self._sums.num_rows, self._num_nonfinite)

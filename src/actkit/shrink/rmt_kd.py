@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
@@ -76,16 +75,17 @@ def rmt_kd(
     inputs_NX: Tensor,
     labels_N: Tensor,
     *,
+    group: int = 1,
     basis: Callable[[Tensor], Tensor] = outlier_basis,
     distillation: Distillation | None = None,
 ) -> Narrowed:
-    """Project every linear layer but the last onto the outliers of its outputs, one by one.
+    """Project every linear layer but the last onto the outliers of its outputs, by groups.
 
     With the (D, K) eigenvectors P above the Marchenko-Pastur limit, W x + b becomes
     P (P^T W x + P^T (b - m)) + m, m being the mean output: the layer itself where the rest is
-    noise, in K (X + D) weights instead of X D. Then the network is trained with cross-entropy
-    and KL to the network before. A layer that would not get smaller is left as it is; the first
-    one that costs more accuracy than allowed is restored and ends the run.
+    noise, in K (X + D) weights instead of X D. After each group the network is trained with
+    cross-entropy and KL to the network before. A layer that would not get smaller is left as it
+    is; the first group that costs more accuracy than allowed is restored and ends the run.
 
     Against the paper: it narrows the stream between layers too, which needs layers in between
     that a rotation does not change; here activation functions stay where they are, in full
@@ -95,29 +95,42 @@ def rmt_kd(
         network: Linear layers and what lies between them; it is not changed.
         inputs_NX: (N, X) data to calibrate and train on.
         labels_N: (N,) classes.
+        group: Layers to project before training (>= 1).
         basis: Gives the directions to keep from a layer's (N, D) outputs.
         distillation: How to train; None for the defaults.
 
     Raises:
-        InputError: There are fewer than two linear layers, or rows and labels do not fit.
+        InputError: There are fewer than two linear layers, rows and labels do not fit, or
+            `group` is below 1.
     """
     how = distillation or Distillation()
     linear = [i for i, layer in enumerate(network) if isinstance(layer, nn.Linear)]
-    if len(linear) < 2 or len(labels_N) != len(inputs_NX) or len(inputs_NX) < 2:
+    num_rows, num_labels = len(inputs_NX), len(labels_N)
+    if min(len(linear), num_rows) < 2 or num_labels != num_rows or group < 1:
         raise InputError(
-            "need two linear layers and one label for each of at least 2 rows, got "
-            f"{len(linear)} layers, {len(inputs_NX)} rows and {len(labels_N)} labels"
+            "need two linear layers, one label for each of at least 2 rows and group >= 1, got "
+            f"{len(linear)} layers, {num_rows} rows, {num_labels} labels and {group=}"
         )
-    student, ranks, shift = copy.deepcopy(network).eval(), {}, 0
+    student = copy.deepcopy(network).eval()
+    ranks: dict[int, int] = {}
     before = _accuracy(student, inputs_NX, labels_N)
-    for place in track(linear[:-1], "narrowing"):
-        narrow, rank = _projected(student, place + shift, inputs_NX, basis)
-        if _size(narrow) >= _size(student) or not rank:
+    groups = [linear[:-1][i : i + group] for i in range(0, len(linear) - 1, group)]
+    for places in track(groups, "narrowing"):
+        narrow = student
+        more: dict[int, int] = {}
+        for place in places:
+            wide, moved = narrow, place + len(ranks) + len(more)
+            narrow, rank = _projected(wide, moved, inputs_NX, basis)
+            if rank and _size(narrow) < _size(wide):
+                more[place] = rank
+            else:
+                narrow = wide
+        if not more:
             continue
         _distil(narrow, student, inputs_NX, labels_N, how)
         if _accuracy(narrow, inputs_NX, labels_N) < before - how.tolerance:
             break
-        student, ranks[place], shift = narrow, rank, shift + 1
+        student, ranks = narrow, ranks | more
     share_cut = 1 - _size(student) / _size(network)
     after = _accuracy(student, inputs_NX, labels_N)
     return Narrowed(student.train(network.training), ranks, after, before, share_cut)
@@ -131,16 +144,20 @@ def _projected(
         acts_ND = network[: place + 1](inputs_NX)
         mean_D, basis_DK = acts_ND.mean(0), basis(acts_ND).to(layer.weight)
         rank = basis_DK.shape[1]
-        down, up = (
-            skip_init(nn.Linear, *sizes, device=layer.weight.device, dtype=layer.weight.dtype)
-            for sizes in ((layer.in_features, rank), (rank, layer.out_features))
-        )
+        down, up = _linear(layer.in_features, rank, layer), _linear(rank, layer.out_features, layer)
         down.weight.copy_(basis_DK.T @ layer.weight)
         down.bias.copy_(basis_DK.T @ (layer(torch.zeros_like(layer.weight[0])) - mean_D))
         up.weight.copy_(basis_DK)
         up.bias.copy_(mean_D)
     parts = copy.deepcopy(list(network))
     return nn.Sequential(*parts[:place], down, up, *parts[place + 1 :]), rank
+
+
+def _linear(num_inputs: int, num_outputs: int, like: nn.Linear) -> nn.Linear:
+    """Return a layer without values: its own would be drawn from the global random state."""
+    weight = like.weight
+    empty = nn.Linear(num_inputs, num_outputs, device="meta", dtype=weight.dtype)
+    return empty.to_empty(device=weight.device)
 
 
 def _distil(
