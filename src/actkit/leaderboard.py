@@ -12,9 +12,9 @@ from typing import Any
 
 from actkit.catalog import FAMILIES
 from actkit.core.as_json import as_json
+from actkit.core.engines import Ray, as_done
 from actkit.core.errors import ActkitError, DataError, InputError, MethodError
 from actkit.core.model import Model
-from actkit.core.progress import track
 from actkit.core.protocol import Metric, Protocol
 from actkit.core.provenance import stamp
 
@@ -159,7 +159,7 @@ class Leaderboard:
             path: Also write it there.
         """
         scores = {n: {m: asdict(s) for m, s in own.items()} for n, own in self.scores().items()}
-        facts = {"title": self.title, "about": self.about, "front": self.front()}
+        facts: dict[str, Any] = {"title": self.title, "about": self.about, "front": self.front()}
         facts |= {"metrics": [asdict(m) for m in self.metrics], "scores": scores}
         facts |= {"runs": [asdict(r) for r in self.runs]}
         text = as_json(facts)
@@ -200,6 +200,7 @@ def compare(
     methods: Any = None,
     seeds: int | Sequence[int] = 3,
     log: str | Path | None = None,
+    engine: str | Ray = "local",
 ) -> Leaderboard:
     """Run a family's protocol: the same task, budget and metrics for every method.
 
@@ -212,6 +213,8 @@ def compare(
         seeds: How many, or which.
         log: A file of JSON lines that keeps every finished run; called again with it, a comparison
             goes on where it stopped.
+        engine: "local", or "ray": runs go to idle workers, and those of a worker that died are
+            done again. Costs are then those of the workers' machines.
 
     Raises:
         MethodError: No such family, or one without a protocol.
@@ -227,8 +230,9 @@ def compare(
     about = stamp(model, family=family, task=str(task))
     kept = _Log(log, about)
     jobs = [_Job(protocol, n, m, task, model, seed) for seed in numbers for n, m in chosen.items()]
-    for job in track([j for j in jobs if (j.name, j.seed) not in kept.runs], f"comparing {family}"):
-        kept.add(job())
+    todo = [job for job in jobs if (job.name, job.seed) not in kept.runs]
+    for _, run in as_done(_Job.__call__, todo, engine, f"comparing {family}"):
+        kept.add(run)
     runs = tuple(kept.runs[job.name, job.seed] for job in jobs)
     title = f"{family}: {task}{f' on {model.name}' if model else ''}"
     return Leaderboard(title, protocol.metrics, runs, about)
