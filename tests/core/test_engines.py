@@ -33,4 +33,4 @@ def test_what_an_engine_needs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         run_shares(divmod, "slurm")
     for wrong in ({"num": 0}, {"num_cpus": 0}, {"num_gpus": -1}):
         with pytest.raises(EngineError, match="at least one worker with more than 0 CPUs, got"):
-            Ray(**wrong)  # type: ignore[arg-type]
+            Ray(**wrong)

@@ -74,6 +74,16 @@ def test_a_step_depends_neither_on_later_steps_nor_on_other_sequences() -> None:
     torch.testing.assert_close(detector.score([steps[4][:3]])[0], whole[4][:3])
 
 
+def test_padding_of_short_sequences_is_no_step_to_learn_from() -> None:
+    """One step of Adam moves the bias by its rate, towards the labels of most steps."""
+    steps = [torch.ones(num, 2) for num in (1, 1, 1, 1, 40)]
+    before, after = (
+        EigenTrack(width=1, epochs=1, rate=rate).fit(steps, [1] * 5).score(steps)
+        for rate in (1e-9, 1e-2)
+    )
+    assert all((late > early).all() for early, late in zip(before, after, strict=True))
+
+
 def test_scale_and_offset_of_descriptors_do_not_matter() -> None:
     steps, labels = planted()
     moved = [1000 * x - 5 for x in steps]

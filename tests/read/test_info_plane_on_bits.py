@@ -5,7 +5,7 @@ Shapes: A networks (five seeds without weight decay, then the same five with it)
 
 from collections.abc import Callable
 from itertools import pairwise
-from math import sqrt
+from math import log, sqrt
 
 import pytest
 import torch
@@ -97,8 +97,8 @@ def test_weight_decay_compresses_more(act: type[nn.Module], evidence: Evidence) 
 
     planes = [plane(index) for index in range(2 * SEEDS)]
     score_A = torch.stack([p.compression_L.mean() for p in planes])
-    fitted = min(float(p.y_CL[-1, -1] - p.y_CL[0, -1]) for p in planes)
-    assert fitted > 0.05, "every network must learn the task"
+    least = min(float(p.y_CL[-1, -1]) for p in planes)
+    assert least > 0.6 * log(2), "a dead network would count as compressed throughout"
     wins = int((score_A[SEEDS:] > score_A[:SEEDS]).sum())
     name = act.__name__
     evidence(f"seeds of 5 in which weight decay compresses more, {name}", measured=wins, at_least=4)

@@ -56,7 +56,7 @@ def test_a_wide_bandwidth_is_linear_and_a_nonlinear_relation_is_seen_by_rbf_alon
 
 
 def test_the_median_of_many_rows_is_taken_from_a_thousand() -> None:
-    x_ND, y_NE = pair(2100)
+    x_ND, y_NE = pair(1100)
     exact = brute(x_ND, y_NE, 1.0)
     assert kernel_alignment(x_ND, y_NE, "rbf") == pytest.approx(exact, rel=0.01)
 

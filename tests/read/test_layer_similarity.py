@@ -89,9 +89,11 @@ def test_no_rows_one_row_a_constant_site_and_sites_that_do_not_fit() -> None:
         read(given).update(given[:2], rows(NUM))
 
 
-def test_neighbouring_blocks_of_smollm2_are_most_alike(smollm2: Model) -> None:
+def test_blocks_of_smollm2_are_the_less_alike_the_farther_apart(smollm2: Model) -> None:
     names = ("resid_post.2", "resid_post.10", "resid_post.18", "resid_post.26")
-    fed = smollm2.observe(ak.data.text(num_samples=12), {names: [LayerSimilarity(unbiased=True)]})
+    fed = smollm2.observe(ak.data.text(num_samples=8), {names: [LayerSimilarity(unbiased=True)]})
     cka_LL = fed[names][0].result().cka_LL
-    assert (cka_LL.diagonal(1) > cka_LL.diagonal(2).max() - 0.05).all()
-    assert cka_LL[0, 3] == cka_LL[0].min() and cka_LL.diagonal(1).min() > 0.5
+    right, down = cka_LL.diff(dim=1), cka_LL.diff(dim=0)
+    assert (right[torch.ones(4, 3).triu() > 0] < 0).all()
+    assert (down[torch.ones(3, 4).triu(1) > 0] > 0).all()
+    assert (cka_LL > 0.05).all()  # chance is 0 for the unbiased estimator

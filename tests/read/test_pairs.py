@@ -1,6 +1,5 @@
 """Sums over several sets of activations: merged, moved, read in blocks."""
 
-import gc
 import weakref
 from collections.abc import Iterator
 from functools import reduce
@@ -60,7 +59,7 @@ def test_blocks_of_any_size_are_brought_in_step() -> None:
         (torch.zeros(5, 2), torch.zeros(4, 2), r"same rows, got shapes \[\(5, 2\), \(4, 2\)\]"),
         ([torch.zeros(5, 2)], [torch.zeros(3, 2)], "number 1 has 3 and others have more"),
         ([torch.zeros(5)], [torch.zeros(5, 2)], r"\(rows, width\), got shape \(5,\)"),
-        (torch.tensor(1.0), torch.zeros(5, 2), "axis of rows"),
+        (torch.tensor(1.0), torch.zeros(5, 2), r"same rows, got shapes \[\(\), \(5, 2\)\]"),
         ([torch.zeros(5, 2), torch.zeros(5, 3)], torch.zeros(10, 2), "keep their widths"),
         (torch.zeros(0, 2), torch.zeros(0, 2), "at least 2 rows, got 0"),
     ],
@@ -96,7 +95,6 @@ def test_a_million_rows_are_read_in_blocks_that_are_let_go(tmp_path: Path) -> No
     def stream() -> Iterator[Tensor]:
         nonlocal most
         for start in range(0, made.shape[0], 50_000):
-            gc.collect()
             most = max(most, sum(ref() is not None for ref in past))
             block = made[start : start + 50_000]
             past.append(weakref.ref(block))
@@ -112,6 +110,11 @@ def test_a_million_rows_are_read_in_blocks_that_are_let_go(tmp_path: Path) -> No
     assert made.most == 50_000  # the stream's own blocks are larger than those that are chosen
     for i in range(3):
         torch.testing.assert_close(sums.between(i, 2), whole.cross_WW, rtol=1e-9, atol=1e-4)
+
+
+def test_a_number_has_no_rows() -> None:
+    with pytest.raises(InputError, match="axis of rows, got shape"):
+        joint_sums(torch.tensor(1.0))
 
 
 def test_what_can_be_chosen_is_read_in_small_blocks() -> None:

@@ -11,8 +11,9 @@ from tests.contract import acts
 
 
 def unit(x_ND: Tensor) -> Tensor:
-    x_ND = x_ND - x_ND.mean(0)
-    return x_ND / x_ND.norm()
+    off_ND = x_ND - x_ND.mean(0)
+    unit_ND: Tensor = off_ND / float(off_ND.square().sum()) ** 0.5
+    return unit_ND
 
 
 def test_distance_is_what_the_best_rotation_leaves() -> None:

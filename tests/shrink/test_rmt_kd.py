@@ -81,7 +81,7 @@ def test_planted_rank_is_found_and_kept_without_loss(seed: int, evidence: Eviden
     evidence(f"share of parameters cut, seed {seed}", measured=found.share_cut, at_least=0.6)
     evidence(f"test accuracy lost (points), seed {seed}", measured=loss, at_most=1.5)
     evidence(f"more lost by random directions of equal rank (points), seed {seed}",
-             measured=random_loss - loss, at_least=0.2)  # fmt: skip
+             measured=random_loss - loss, at_least=1.5)  # fmt: skip
     assert control.ranks == found.ranks
 
 
@@ -185,3 +185,14 @@ def test_bad_input_is_refused() -> None:
     ):
         with pytest.raises(InputError, match="need two linear layers"):
             rmt_kd(*given)
+    with pytest.raises(InputError, match="group=0"):
+        rmt_kd(net, inputs_ND, labels_N, group=0)
+    for setting in (
+        {"weight": 1.1},
+        {"tolerance": -0.1},
+        {"epochs": -1},
+        {"rate": 0},
+        {"batch_size": 0},
+    ):
+        with pytest.raises(InputError, match="weight and tolerance"):
+            Distillation(**setting)

@@ -274,6 +274,14 @@ def test_a_finished_part_that_goes_on_is_unfinished_again(
         Store(tmp_path)
 
 
+def test_a_folder_that_machines_do_not_share_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harvesting, "run_shares", lambda *_: [[], []])
+    with pytest.raises(StoreError, match=r"must share the store's folder, .*part-00000-of"):
+        script.model().harvest(script.data(), SITES, tmp_path, engine="ray", **SETTINGS)
+
+
 def test_a_worker_waits_for_the_one_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

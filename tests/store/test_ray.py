@@ -74,9 +74,16 @@ def mlp() -> Model:
     return model
 
 
+def trained() -> Model:
+    """Return a network whose weights are not those of an untrained one."""
+    net = tiny.llama()
+    net.lm_head.weight.data *= 1.5
+    return Model(net, tiny.tokenizer())
+
+
 def llama() -> Model:
-    model = tiny.model()
-    model.opener = tiny.model
+    model = trained()
+    model.opener = trained
     return model
 
 
@@ -292,6 +299,16 @@ def test_scan_reports_what_the_local_engine_reports(cluster: Any) -> None:
     local = json.loads(ak.scan(model, data, batch_size=2).to_json())
     spread = ak.scan(model, data, batch_size=2, engine=TWO)
     check_same(json.loads(spread.to_json()), local)
+
+
+def test_compare_measures_what_the_local_engine_measures(cluster: Any) -> None:
+    asked = {"task": "sparsity", "seeds": 2}
+    local, spread = ak.compare("read", **asked), ak.compare("read", **asked, engine=TWO)
+    assert [(run.method, run.seed) for run in spread.runs] == [
+        (run.method, run.seed) for run in local.runs
+    ]
+    first = local.metrics[0].name
+    check_same([r.values[first] for r in spread.runs], [r.values[first] for r in local.runs])
 
 
 def test_a_named_network_is_opened_by_the_workers(cluster: Any, smollm2: Model) -> None:

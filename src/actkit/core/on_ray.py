@@ -31,6 +31,8 @@ def as_done(
     fn: Callable[[T], R], items: Sequence[T], engine: Ray, what: str
 ) -> Iterator[tuple[int, R]]:
     """Yield each item's index and `fn` of it as soon as it is done; see `core.engines`."""
+    if not items:
+        return
     pickled = _pickled((fn, items))
     settings = {
         "num_cpus": engine.num_cpus,

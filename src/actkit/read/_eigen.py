@@ -4,6 +4,7 @@ Shapes: N rows, D width, K eigenvalues.
 """
 
 from dataclasses import dataclass
+from math import nan
 from typing import NamedTuple
 
 import torch
@@ -104,4 +105,5 @@ def decay(values_D: Tensor, window: tuple[int, int]) -> Decay:
     off_x, off_y = x_K - x_K.mean(), y_K - y_K.mean()
     slope = float(off_x @ off_y / (off_x @ off_x))
     total, rest = float(off_y @ off_y), float((off_y - slope * off_x).square().sum())
-    return Decay(-slope, 1 - rest / total if total else 1.0, (first, last))
+    r2 = 1 - rest / total if y_K[0] > y_K[-1] else nan
+    return Decay(-slope, r2, (first, last))

@@ -30,7 +30,7 @@ mask of the activations that are set to zero."""
 Read = Callable[[Site, Tensor], None]
 """Takes a site and its (N, H) activations, without those of padding and of first tokens."""
 
-_CLOSE = 0.05  # a perplexity is met up to this share of the growth that is asked for
+_CLOSE = 0.1  # a perplexity is met up to this share of the growth that is asked for
 _NUM_TRIES = 8  # noise of few tokens makes more of them useless
 
 
@@ -177,7 +177,7 @@ def matched(
     """Return the strength of a gate at which perplexity grows by the share p, and all passes.
 
     Strengths are doubled from `start` on until perplexity has grown too much, then Brent's method
-    closes in, until the growth is right to 5 % of itself. The limit is returned if even there
+    closes in, until the growth is right to a tenth of itself. The limit is returned if even there
     perplexity grows by less.
 
     Args:

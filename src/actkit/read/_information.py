@@ -59,6 +59,7 @@ class Estimator:
 
     def about_values(self, x_ND: Tensor, y_NE: Tensor) -> float:
         """Return I(X; Y) = H(X) + H(Y) - H(X, Y); what the noise adds cancels."""
+        _check_same_rows(x_ND, y_NE)
         if self.pair is not None:
             return self.pair(x_ND, y_NE)
         x_ND, y_NE = self.prepare(x_ND), self.prepare(y_NE)
@@ -75,13 +76,13 @@ class Estimator:
     def _about_y(self, acts_ND: Tensor, y: Tensor | None, rows_ND: Tensor, about_x: float) -> float:
         if y is None:
             return nan
-        if len(y) != len(acts_ND):
-            raise InputError(f"each row needs its y, got {len(acts_ND)} rows and {len(y)} of y")
+        y = y.to(acts_ND.device)
         if y.is_floating_point():
             return self.about_values(acts_ND, rows_of(y[:, None] if y.dim() == 1 else y))
+        _check_same_rows(acts_ND, y)
         if y.dim() != 1:
             raise InputError(f"labels must have shape (N,), got {tuple(y.shape)}")
-        classes = [rows_ND[y.to(rows_ND.device) == label] for label in torch.unique(y)]
+        classes = [rows_ND[y == label] for label in torch.unique(y)]
         return about_x - sum(len(c) / len(rows_ND) * self.content(c) for c in classes)
 
 
@@ -124,6 +125,11 @@ def rows_of(acts_ND: Tensor) -> Tensor:
     if num_bad:
         raise InputError(f"rows must be finite, {num_bad} of {len(acts_ND)} hold NaN or infinity")
     return acts_ND.detach().double()
+
+
+def _check_same_rows(acts_ND: Tensor, y: Tensor) -> None:
+    if len(y) != len(acts_ND):
+        raise InputError(f"each row needs its y, got {len(acts_ND)} rows and {len(y)} of y")
 
 
 def by_binning(x_ND: Tensor, y_NE: Tensor) -> float:

@@ -17,7 +17,7 @@ class AlphaReQ:
 
     Attributes:
         alpha: lambda_i ~ i^-alpha; small where the variance is spread over many directions.
-        r2: Share of the variance of log lambda that the line explains; 1 if all are equal.
+        r2: Share of the variance of log lambda that the line explains; NaN if all are equal.
         window: The first and last index i, counted from 1, that the line went through.
         num_rows: N.
         min_rows: 4 D; with fewer rows alpha comes out too high.

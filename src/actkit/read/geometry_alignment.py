@@ -33,8 +33,10 @@ def geometry_alignment(hidden: Source, inputs: Source, targets: Source) -> Geome
     """Return how far hidden activations align with the inputs' and with the targets' kernel.
 
     As in the paper, <K, L> / (|K| |L|) of centred linear kernels. Compare activation functions
-    at the same loss: tanh networks move to the targets, ReLU networks stay near the inputs. To
-    follow a training, call it in `Checkpoints(...).over`. All three stream as in `cka`.
+    at the same loss: the paper's tanh networks move to the targets and its ReLU networks stay
+    near the inputs. We find the second for the logistic loss on one to three labels, the first
+    on three, and neither for the squared error. To follow a training, call it in
+    `Checkpoints(...).over`. All three stream as in `cka`.
 
     Args:
         hidden: (N, D) tensor, array, memory map or column of a store, or an iterable of blocks.

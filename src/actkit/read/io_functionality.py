@@ -159,9 +159,9 @@ def io_functionality(
 
     Example:
         >>> import actkit as ak
-        >>> found = io_functionality(ak.open("smollm2"), "mlp_gate.9")
-        >>> found["mlp_gate.9"].counts["enrichment"] > found["mlp_gate.9"].counts["depletion"]
-        True
+        >>> found = io_functionality(ak.open("smollm2"), "mlp_gate.9")["mlp_gate.9"]
+        >>> found.counts["conditional enrichment"], found.counts["conditional depletion"]
+        (304, 55)
     """
     gates = every_site(model, sites)
     if wrong := [s.name for s in gates if "mlp_gate." not in s.name]:

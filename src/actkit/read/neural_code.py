@@ -24,8 +24,9 @@ def neural_code(
     As in the paper. The code says what can be asked of it: `redundancy`, `cluster_accuracy`
     (K-means and the Hungarian algorithm), `knn_accuracy` (9 neighbours, Hamming) and
     `logreg_accuracy` (one-versus-one). Wide untrained networks have codes that tell rows apart
-    and classify nearly as well, so no figure says anything without the untrained network's
-    beside it; `hash_phase_chart` always measures both.
+    and classify nearly as well, and whether training helps K-means depends on the scale of the
+    inputs, so no figure says anything without the untrained network's beside it;
+    `hash_phase_chart` always measures both.
 
     Args:
         model: The network.

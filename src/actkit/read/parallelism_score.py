@@ -54,14 +54,15 @@ def parallelism_score(
     step_KKD = means[two][None] - means[one][:, None]
     norm_KK = step_KKD.norm(dim=2)
     unit_KKD = step_KKD / norm_KK[:, :, None]
+    cosines = unit_KKD.flatten(0, 1) @ unit_KKD.flatten(0, 1).T
     best, left_K = -torch.inf, torch.arange(len(one))
     for right_PK in torch.split(pairings, 1024):
         if not (norm_KK[left_K, right_PK] > 0).all():
             raise InputError("conditions that are paired must have different means")
-        # K (K - 1) cosines of different directions add up to |their sum|^2 - K.
-        sum_PD = unit_KKD[left_K, right_PK].sum(1)
-        best = max(best, float(sum_PD.square().sum(1).max()))
-    return (best - len(one)) / (len(one) * (len(one) - 1))
+        pair_PK = left_K * len(one) + right_PK
+        total_P = cosines[pair_PK[:, :, None], pair_PK[:, None]].sum((1, 2))
+        best = max(best, float(total_P.max()))
+    return (best - len(one)) / (len(one) * (len(one) - 1))  # without each direction with itself
 
 
 def _all_pairings(num_pairs: int) -> Tensor:

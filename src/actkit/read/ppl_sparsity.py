@@ -118,7 +118,7 @@ def ppl_sparsity(
     paper but for the search: the paper finds the threshold of each CETT anew among 65,536; here
     the CETT is measured once, in the dense pass, at 10 quantiles of the magnitudes, and
     interpolated, and Brent's method takes the place of bisection until the growth of perplexity
-    is right to 5 % of itself. Each evaluation is one run of the network, the dense pass costs
+    is right to a tenth of itself. Each evaluation is one run of the network, the dense pass costs
     about three more. Memory does not grow with the data.
 
     Args:
@@ -185,7 +185,7 @@ def topk(
 
     def off(_: str, cutoff: float, h_BTH: Tensor, up_BTH: Tensor | None) -> Tensor:
         gate_BTH = (h_BTH if up_BTH is None else h_BTH / up_BTH).abs().nan_to_num(0)
-        kept_BTK = gate_BTH.topk(int(cutoff), dim=-1).indices
+        kept_BTK = gate_BTH.topk(int(cutoff), dim=-1, sorted=False).indices
         return torch.ones_like(h_BTH, dtype=torch.bool).scatter(-1, kept_BTK, False)
 
     def cutoffs(strength: float) -> dict[str, float]:

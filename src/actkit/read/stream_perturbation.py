@@ -62,7 +62,7 @@ def perturbation_ratios(
         inputs: As in `Model.run`.
         site: Where to push.
         delta: (D,), (B, D) or (B, T, D), what is added there.
-        later: Sites or patterns to follow.
+        later: Sites or patterns to follow; what lies before the push is at distance 0.
         where: Which tokens to push; the last of each text if None.
         num_random: How many random directions to compare with.
         seed: Of the random directions.

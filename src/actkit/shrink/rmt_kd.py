@@ -29,6 +29,9 @@ class Distillation:
         batch_size: Rows in a step.
         tolerance: By how much the accuracy on the data may fall, in [0, 1].
         seed: Of the order of the rows.
+
+    Raises:
+        InputError: A setting is out of range.
     """
 
     weight: float = 0.5
@@ -37,6 +40,15 @@ class Distillation:
     batch_size: int = 64
     tolerance: float = 0.015
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        shares = 0 <= self.weight <= 1 and 0 <= self.tolerance <= 1
+        if not shares or self.epochs < 0 or self.rate <= 0 or self.batch_size < 1:
+            raise InputError(
+                "weight and tolerance must be in [0, 1], epochs at least 0, rate above 0 and "
+                f"batch_size at least 1, got {self}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, D width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf, isfinite
@@ -77,6 +77,28 @@ class _Passed(nn.Module):
         return hidden_states
 
 
+@contextmanager
+def without_layers(model: Model, layers: Sequence[int]) -> Iterator[None]:
+    """Run a model without some of its blocks, cached generation too; they come back at the end.
+
+    Args:
+        model: A language model.
+        layers: Numbers of the blocks.
+
+    Raises:
+        InputError: The blocks are one module that is called repeatedly.
+        SiteError: There is no such block.
+    """
+    sites = [model.sites(f"resid_post.{layer}")[0] for layer in layers]
+    if repeated := [site for site in sites if site.place.call is not None]:
+        raise InputError(
+            f"a block to skip must be a module of its own, got {repeated[0].where} for {layers}"
+        )
+    paths = [site.place.path for site in sites]
+    with model.replaced({p: _Passed(n) for p, n in zip(paths, layers, strict=True)}):
+        yield
+
+
 @method(source="Shemiranifar 2025, arXiv:2505.14467, section 3")
 @final
 @dataclass(frozen=True)
@@ -102,11 +124,6 @@ class SkipVoids:
 
     Raises:
         InputError: A setting is out of range.
-
-    Example:
-        >>> import actkit as ak
-        >>> with SkipVoids(alpha=0.5).skipping(ak.open(net), tokens) as voids:  # doctest: +SKIP
-        ...     net.generate(tokens)
     """
 
     alpha: float = 0.8
@@ -169,12 +186,8 @@ class SkipVoids:
             prompts: As in `Model.run`.
 
         Raises:
-            InputError: As in `voids`, or the blocks are one module that is called repeatedly.
+            InputError: As in `voids` and `without_layers`.
         """
         voids = self.voids(model, prompts)
-        paths = [model.sites(f"resid_post.{layer}")[0].place.path for layer in voids]
-        if len(set(paths)) < len(paths):
-            raise InputError(f"layers to skip must be modules of their own, got {paths[0]} again")
-        stands = {path: _Passed(layer) for path, layer in zip(paths, voids, strict=True)}
-        with model.replaced(stands):
+        with without_layers(model, voids):
             yield voids
