@@ -17,7 +17,7 @@ from actkit.read.moments import Moments
 from bench._measure import Row, paired, row
 from bench.instrument import BATCH, tokens
 
-FEW, MANY = 2, 12
+FEW, MANY = 1, 4
 
 
 def run() -> list[Row]:
@@ -36,8 +36,8 @@ def run() -> list[Row]:
 
     spread = Ray(1, num_cpus=threads)
     try:
-        whole = paired(job(spread, MANY), job("local", MANY), 5)
-        batches = [slope(spread) / slope("local") for _ in range(5)]
+        whole = paired(job(spread, MANY), job("local", MANY), 3)
+        batches = [slope(spread) / slope("local") for _ in range(3)]
     finally:
         ray.shutdown()
     limit = "1.0: the local engine"

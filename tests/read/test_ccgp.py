@@ -18,22 +18,25 @@ SIDE = [0, 1, 1, 0, 1, 0]
 @pytest.mark.parametrize("num", [1, 2])
 def test_accuracy_equals_a_loop_over_the_held_out_conditions(num: int) -> None:
     rows, condition = noisy(acts(6, 4), num=9, size=3.0)
+    keep = torch.arange(54) % 5 >= condition // 2  # conditions have unequal numbers of rows
+    rows, condition = rows[keep], condition[keep]
     scale = float((rows - rows.mean(0)).square().sum(1).mean().sqrt())
     x, c = ((rows - rows.mean(0)) / scale).numpy(), condition.numpy()
     y, found = np.array(SIDE)[c], []
-    for left, right in product(combinations([0, 3, 5], num), combinations([1, 2, 4], num)):
-        test = np.isin(c, left + right)
-        machine = SVC(kernel="linear").fit(x[~test], y[~test])
-        found.append((machine.predict(x[test]) == y[test]).mean())
+    for one, two in product(combinations([0, 3, 5], num), combinations([1, 2, 4], num)):
+        test = np.isin(c, one + two)
+        share = y[~test].sum() / (~test).sum()
+        machine = SVC(kernel="linear", class_weight={0: 0.5 / (1 - share), 1: 0.5 / share})
+        machine.fit(x[~test], y[~test])
+        right = machine.predict(x) == y
+        found.append(np.mean([right[c == held].mean() for held in one + two]))
     assert 0.2 < np.mean(found) < 0.95
     assert ccgp(rows, condition, SIDE, num) == pytest.approx(np.mean(found), rel=1e-12)
 
 
-def test_every_condition_weighs_the_same_and_nothing_is_changed() -> None:
+def test_rotation_and_scale_change_little_and_nothing_given_is_changed() -> None:
     rows, condition = noisy(acts(6, 4), num=9, size=3.0)
     once = ccgp(rows, condition, SIDE)
-    index = torch.cat([torch.arange(len(rows)), *[(condition == 2).nonzero()[:, 0]] * 3])
-    assert abs(ccgp(rows[index], condition[index], SIDE) - once) < 0.15
     moved = ccgp(7 * rows @ torch.linalg.qr(acts(4, 4)).Q + 30, condition, SIDE)
     assert moved == pytest.approx(once, abs=0.02)
     check_unchanged(lambda: ccgp(rows, condition, SIDE), rows, condition)

@@ -36,10 +36,20 @@ def test_the_best_pairing_equals_a_loop_over_all() -> None:
         cosines = [float(torch.cosine_similarity(s, t, 0)) for s, t in combinations(steps, 2)]
         scores.append(sum(cosines) / len(cosines))
     assert parallelism_score(*noisy(means_CD), side) == pytest.approx(max(scores), rel=1e-9)
-    context = [0, 3, 2, 1, 1, 2, 3, 0]  # pairs 0-7, 3-4, 5-2, 6-1
-    fixed = list(permutations(two)).index((7, 4, 2, 1))
+    context = [0, 3, 2, 1, 0, 2, 3, 1]  # pairs 0-4, 3-7, 5-2, 6-1
+    fixed = list(permutations(two)).index((4, 7, 2, 1))
     found = parallelism_score(*noisy(means_CD), side, context)
     assert found == pytest.approx(scores[fixed], rel=1e-9)
+
+
+def test_parallel_partners_are_found_in_any_order() -> None:
+    one_CD = acts(7, 5)
+    order = [3, 6, 0, 5, 1, 4, 2]
+    means_CD = torch.cat([one_CD, one_CD[order] + acts(1, 5, seed=1)])
+    assert parallelism_score(means_CD, range(14), [0] * 7 + [1] * 7) == pytest.approx(1, abs=1e-9)
+    context = [*range(7), *order]
+    fixed = parallelism_score(means_CD, range(14), [0] * 7 + [1] * 7, context)
+    assert fixed == pytest.approx(1, abs=1e-9)
 
 
 def test_rotation_shift_and_scale_change_nothing() -> None:

@@ -95,6 +95,8 @@ def test_random_codes_err_as_predicted() -> None:
     assert found.match == pytest.approx(found.predicted_match, abs=0.01)
     assert found.false_match == pytest.approx(found.predicted_false_match, rel=0.1)
     assert found.effective_false_match == pytest.approx(found.predicted_false_match, rel=0.05)
+    apart = collisions(torch.eye(2).repeat_interleave(3, 1) > 0, 2, noise=0.0)
+    assert (apart.match, apart.false_match) == (1, 0)  # a row is never its own other row
     codes = random_codes(50, 128, 16)
     check_seeded(lambda seed: collisions(codes, 6, noise=0.4, seed=seed))
 

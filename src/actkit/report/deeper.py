@@ -154,7 +154,7 @@ def extremes(names: Sequence[str], results: Sequence[ExtremeTokensResult], _: De
     return findings, [
         figure_of("Dormant heads", names, "share of heads", {"dormant": shares}, percent=True),
         figure_of("Length of the first token / median of the others", names, "ratio", lengths,
-                  log=True),
+                  log=max(peaks) > 20 * min(drains) > 0),
     ]  # fmt: skip
 
 

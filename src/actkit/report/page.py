@@ -159,6 +159,8 @@ def _scale(figure: Figure) -> dict[str, Any]:
         return {"type": "log", "dtick": "D2" if decades < 2 else 1, "tickformat": ",~r"}
     if figure.percent:  # noise far below one per cent is not blown up to a landscape
         return {"range": [0, max([0.01, *(1.05 * x for x in values)])], "tickformat": ".3~p"}
+    if values and not any(values):  # zeros alone would have one tick
+        return {"range": [0, 1], "tickformat": ",.4~g"}
     return {"rangemode": "tozero", "tickformat": ",.4~g"}
 
 
