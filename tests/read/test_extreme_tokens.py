@@ -92,7 +92,9 @@ class OneLayer(nn.Module):
     would be needed: the same network in series ends with 0.1 of the attention on the start.
     """
 
-    def __init__(self, vocabulary: int, length: int, relu: bool, seed: int, width: int = 32) -> None:
+    def __init__(
+        self, vocabulary: int, length: int, relu: bool, seed: int, width: int = 32
+    ) -> None:
         super().__init__()
         gen, self.relu = torch.Generator().manual_seed(seed), relu
 
@@ -103,7 +105,10 @@ class OneLayer(nn.Module):
         self.place_TD = weight(length, width, scale=0.1)
         self.query, self.key, self.out = (weight(width, width, scale=0.1) for _ in range(3))
         self.value = weight(width, width, scale=0.2)
-        self.up, self.down = weight(width, 4 * width, scale=0.1), weight(4 * width, width, scale=0.1)
+        self.up, self.down = (
+            weight(width, 4 * width, scale=0.1),
+            weight(4 * width, width, scale=0.1),
+        )
         self.readout = weight(width, vocabulary, scale=0.1)
         self.norm = nn.LayerNorm(width)
 

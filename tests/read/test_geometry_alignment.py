@@ -97,23 +97,24 @@ def test_tanh_takes_on_the_targets_and_relu_keeps_the_inputs(evidence: Evidence)
     tanh, relu = (learned(f, num_labels=3, spread=3.0) for f in (torch.tanh, torch.relu))
     target = [a.target - b.target for a, b in zip(tanh, relu, strict=True)]
     own = [b.input - a.input for a, b in zip(tanh, relu, strict=True)]
-    # A lead of 0.08 was asked for. Over 1 to 3 labels, clusters 1 to 3 apart and starts of 0.02 to
-    # 0.5 tanh led by 0.073 at most, and only three labels gave the sign in all seeds: one label
-    # gave it in 3 to 6 of 8, for tanh networks separate hard labels in other ways. With the
-    # squared error to 0.01 ReLU led. The inputs' side holds for any number of labels.
-    evidence("CKA with the target, tanh over ReLU (mean of 8 seeds)", measured=mean(target),
-             at_least=0.05)  # fmt: skip
-    evidence("seeds of 8 in which tanh is nearer the target",
+    # A lead of 0.08 with one label was asked for, and does not hold. About twenty settings were
+    # tried: 1 to 3 labels, clusters 1 to 3 apart, starts of 0.02 to 0.5, logistic loss and squared
+    # error. Tanh led by 0.073 at most. It led in 7 or 8 of 8 seeds in four of them, with the
+    # logistic loss, clusters 2 or 3 apart and 2 or 3 labels, of which this is one; with one label
+    # in 1 to 6 of 8, and with the squared error ReLU led in the mean of all.
+    evidence("CKA with the target, tanh over ReLU, 3 labels, logistic loss (mean of 8 seeds)",
+             measured=mean(target), at_least=0.05)  # fmt: skip
+    evidence("seeds of 8 in which tanh is nearer the target, 3 labels, logistic loss",
              measured=sum(d > 0 for d in target), at_least=7)  # fmt: skip
-    evidence("CKA with the input, ReLU over tanh (mean of 8 seeds)", measured=mean(own),
-             at_least=0.08)  # fmt: skip
-    evidence("seeds of 8 in which ReLU is nearer the input", measured=sum(d > 0 for d in own),
-             at_least=7)  # fmt: skip
+    evidence("CKA with the input, ReLU over tanh, 3 labels, logistic loss (mean of 8 seeds)",
+             measured=mean(own), at_least=0.08)  # fmt: skip
+    evidence("seeds of 8 in which ReLU is nearer the input, 3 labels, logistic loss",
+             measured=sum(d > 0 for d in own), at_least=7)  # fmt: skip
     tanh, relu = (learned(f, num_labels=1, spread=3.0) for f in (torch.tanh, torch.relu))
     own = [b.input - a.input for a, b in zip(tanh, relu, strict=True)]
-    evidence("CKA with the input, ReLU over tanh, one label (mean of 8 seeds)",
+    evidence("CKA with the input, ReLU over tanh, 1 label, logistic loss (mean of 8 seeds)",
              measured=mean(own), at_least=0.08)  # fmt: skip
-    evidence("seeds of 8 in which ReLU is nearer the input, one label",
+    evidence("seeds of 8 in which ReLU is nearer the input, 1 label, logistic loss",
              measured=sum(d > 0 for d in own), at_least=7)  # fmt: skip
     x_ND = acts(23, 5)
     same = geometry_alignment(x_ND, x_ND, x_ND)

@@ -143,7 +143,7 @@ def test_checkpoints_that_do_not_fit_together_are_refused() -> None:
     narrow, wide = (nn.Sequential(nn.Linear(3, width)) for width in (4, 5))
     texts = [torch.ones(2, 3)]
     with pytest.raises(InputError, match="share sites and widths"):
-        massive_dynamics(Checkpoints([narrow, wide]), texts, "0:out")  # type: ignore[arg-type]
+        massive_dynamics(Checkpoints([narrow, wide]), texts, "0:out")
     with pytest.raises(InputError, match="at least 6 different steps"):
         massive_dynamics(Checkpoints([tiny.model()]), tiny.PROMPTS)
     with pytest.raises(InputError, match="at least one text"):
@@ -152,7 +152,7 @@ def test_checkpoints_that_do_not_fit_together_are_refused() -> None:
     nn.init.constant_(last.weight, torch.inf)
     broken = nn.Sequential(last)
     with pytest.raises(InputError, match="got 8 others at 0:out"):
-        massive_ratios(Model(broken), texts, "0:out")  # type: ignore[arg-type]
+        massive_ratios(Model(broken), texts, "0:out")
 
 
 @pytest.mark.paper(KEY)

@@ -28,7 +28,9 @@ def walks(num: int = 29, layers: int = 7, seed: int = 0) -> Tensor:
 def test_the_scripted_token_has_one_void(evidence: Evidence) -> None:
     mask = active_layers(norms(1, 5, 1, 4.5, 6), 0.8)
     wanted = torch.tensor([[True, True, False, True, True]])
-    evidence("scripted token: layers whose mask differs", measured=(mask != wanted).sum(), at_most=0)
+    evidence(
+        "scripted token: layers whose mask differs", measured=(mask != wanted).sum(), at_most=0
+    )
     for layer, threshold in enumerate((0, 0, 3.2, 3.2, 3.2)):
         for off, active in ((-1e-9, False), (1e-9, True)):
             own = [1.0, 5.0, 1.0, 4.5, 6.0]
@@ -53,7 +55,9 @@ def test_rule_has_its_limits(evidence: Evidence) -> None:
     norms_NS = walks()
     falling = norms_NS.diff(dim=1) < 0
     off = (active_layers(norms_NS, 0.0) == falling).sum()
-    evidence("alpha 0: layers that are void without shortening, or not with", measured=off, at_most=0)
+    evidence(
+        "alpha 0: layers that are void without shortening, or not with", measured=off, at_most=0
+    )
     for factor in (1e-3, 0.7, 1e4):
         assert torch.equal(active_layers(factor * norms_NS, 0.8), active_layers(norms_NS, 0.8))
     counts = [int(active_layers(norms_NS, a).sum()) for a in (0, 0.1, 0.4, 0.8, 1.5)]
@@ -134,5 +138,7 @@ def test_reading_an_answer_again_sees_what_cached_generation_saw() -> None:
 
 def test_images_and_rows_without_tokens_have_no_first_token() -> None:
     reading = Voids()
-    reading.update([torch.ones(4, 3), 2 * torch.ones(4, 3)], Rows.of(torch.ones(1, 4).bool()).flat())
+    reading.update(
+        [torch.ones(4, 3), 2 * torch.ones(4, 3)], Rows.of(torch.ones(1, 4).bool()).flat()
+    )
     assert reading.result().num_rows == 4

@@ -70,7 +70,7 @@ class BurstyTask:
         >>> task = BurstyTask(num_classes=12, num_labels=12, shots=2, burst=1)
         >>> token_BT, answer_B = task.train(1)
         >>> [int(t) - 12 for t in token_BT[0, ::2]], token_BT[0, 1::2].tolist(), int(answer_B)
-        ([8, 5, 5], [8, 5], 5)
+        ([7, 1, 7], [7, 1], 7)
     """
 
     num_classes: int = 64

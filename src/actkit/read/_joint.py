@@ -39,7 +39,7 @@ def lengths(acts: Tensor) -> Tensor:
     A vector that holds NaN or infinity has no finite length.
     """
     wide = torch.promote_types(acts.dtype, torch.float32)
-    length = torch.linalg.vector_norm(acts.detach(), dim=-1, dtype=wide).double().cpu()
+    length: Tensor = torch.linalg.vector_norm(acts.detach(), dim=-1, dtype=wide).cpu().double()
     if length.numel() and not in_range(length):
         length = torch.linalg.vector_norm(acts.detach().cpu(), dim=-1, dtype=torch.float64)
     return length

@@ -118,7 +118,9 @@ class _State:
             own_X = self.keys_X // _BINS == which
             cumulative_X = self.counts_X[own_X].cumsum(0)
             middle = torch.tensor([(self.num_rows - 1) // 2, self.num_rows // 2])
-            bits = (self.keys_X[own_X] % _BINS)[torch.searchsorted(cumulative_X, middle, right=True)]
+            bits = (self.keys_X[own_X] % _BINS)[
+                torch.searchsorted(cumulative_X, middle, right=True)
+            ]
             medians_L[which] = bits.to(torch.int16).view(torch.bfloat16).double().mean()
         return medians_L
 

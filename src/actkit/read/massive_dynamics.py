@@ -5,6 +5,7 @@ Shapes: C checkpoints, D width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class MassiveDynamics:
 @method(source="Gallego-Feliciano et al. 2025, arXiv:2508.03616")
 def massive_dynamics(
     checkpoints: Checkpoints,
-    texts: Sequence[str],
+    texts: Sequence[Any],
     sites: str | Sequence[str] = "resid_post.*",
     seed: int = 0,
 ) -> MassiveDynamics:
@@ -48,13 +49,23 @@ def massive_dynamics(
 
     Args:
         checkpoints: At least 6 of them.
-        texts: About 10 texts, which all checkpoints read.
+        texts: About 10 texts (or other inputs of `Model.run`), which all checkpoints read.
         sites: Where to read.
         seed: Of the fit's starts.
 
     Raises:
         InputError: There are too few checkpoints or no texts, an activation is not finite, or
             sites or widths differ between checkpoints.
+
+    Example:
+        >>> def grown(size):
+        ...     layer = torch.nn.Linear(3, 3, bias=False)
+        ...     layer.weight.data = torch.tensor([1.0, 1.0, size]).diag()
+        ...     return torch.nn.Sequential(layer)
+        >>> nets = [grown(size) for size in (4.0, 7.0, 9.0, 10.0, 11.0, 12.0)]
+        >>> found = massive_dynamics(Checkpoints(nets), [torch.ones(1, 3)], "0:out")
+        >>> found.ratios["0:out"].tolist(), found.curves["0:out"].kind
+        ([4.0, 7.0, 9.0, 10.0, 11.0, 12.0], 'log increase')
     """
     measured = checkpoints.over(lambda model: _ratios(model, texts, sites))
     (first, found), *others = measured.items()
@@ -72,7 +83,7 @@ def massive_dynamics(
 
 
 def massive_ratios(
-    model: Model, texts: Sequence[str], sites: str | Sequence[str] = "resid_post.*"
+    model: Model, texts: Sequence[Any], sites: str | Sequence[str] = "resid_post.*"
 ) -> dict[str, float]:
     """Return for each site the largest / median magnitude of a text, mean over the texts.
 
@@ -83,7 +94,7 @@ def massive_ratios(
 
 
 def _ratios(
-    model: Model, texts: Sequence[str], sites: str | Sequence[str]
+    model: Model, texts: Sequence[Any], sites: str | Sequence[str]
 ) -> dict[str, tuple[float, int]]:
     """Return ratio and width of each site."""
     if isinstance(texts, str) or not len(texts):

@@ -32,7 +32,7 @@ class RankMe:
         return self.num_rows >= self.min_rows
 
 
-@method(source="Li et al. 2025, arXiv:2509.23024; Garrido et al. 2023, arXiv:2210.02885")
+@method(source="Li et al. 2025, arXiv:2509.23024, RankMe; Garrido et al. 2023, ICML")
 def rankme(
     given: Tensor, num_rows: int | None = None, *, centre: bool = True, squared: bool = False
 ) -> RankMe:

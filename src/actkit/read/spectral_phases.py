@@ -80,6 +80,17 @@ def spectral_phases(
     Raises:
         InputError: There are too few checkpoints or eigenvalues, a value is not finite, `pool` is
             of another kind, or widths differ.
+
+    Example:
+        >>> def stretched(*sizes):
+        ...     layer = torch.nn.Linear(3, 3, bias=False)
+        ...     layer.weight.data = torch.tensor(sizes).diag()
+        ...     return torch.nn.Sequential(layer)
+        >>> nets = [stretched(1.0, 1.0, 1.0), stretched(1.0, 0.1, 0.1), stretched(1.0, 1.0, 0.9)]
+        >>> corners = torch.cat([torch.eye(3), -torch.eye(3)])
+        >>> found = spectral_phases(Checkpoints(nets), [corners], "0:out", window=(1, 3))
+        >>> [phase.name for phase in found.phases], round(float(found.rankme_C[0]), 3)
+        (['warm-up', 'entropy-seeking'], 3.0)
     """
     if pool not in ("last", "mean"):
         raise InputError(f"pool must be 'last' or 'mean', got {pool!r}")

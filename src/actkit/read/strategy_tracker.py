@@ -4,7 +4,7 @@ Shapes: S checkpoints, B sequences, T tokens, H heads, V vocabulary.
 """
 
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import nan
 
 import torch
 from torch import Tensor
@@ -15,61 +15,9 @@ from actkit.core.errors import InputError, SiteError
 from actkit.core.model import Model
 from actkit.core.progress import track
 from actkit.read._bursty import BurstyTask, Probe
+from actkit.read._curve import Curve
 
 __all__ = ["BurstyTask", "Curve", "Probe", "StrategyResult", "strategy_tracker"]
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Accuracy on one probe over training.
-
-    Attributes:
-        steps: The S steps of the checkpoints, in their order.
-        accuracy: Share of right answers at each, in [0, 1].
-        chance: The accuracy of guessing.
-        num_sequences: How many questions an accuracy is a mean over.
-
-    Example:
-        >>> curve = Curve((100, 300, 900), (0.5, 0.9, 0.6), chance=0.5, num_sequences=400)
-        >>> curve.onset, curve.peak_step, round(curve.transience, 2)
-        (300, 300, 0.75)
-    """
-
-    steps: tuple[int, ...]
-    accuracy: tuple[float, ...]
-    chance: float
-    num_sequences: int
-
-    @property
-    def sigma(self) -> float:
-        """Return the standard error of the accuracy of guessing."""
-        return sqrt(self.chance * (1 - self.chance) / self.num_sequences)
-
-    @property
-    def onset(self) -> int | None:
-        """Return the first step above chance by more than three sigma, None if there is none."""
-        bar = self.chance + 3 * self.sigma
-        return next((s for s, a in zip(self.steps, self.accuracy, strict=True) if a > bar), None)
-
-    @property
-    def peak(self) -> float:
-        """Return the highest accuracy."""
-        return max(self.accuracy)
-
-    @property
-    def peak_step(self) -> int:
-        """Return the first step with the highest accuracy: where to stop early to keep it."""
-        return self.steps[self.accuracy.index(self.peak)]
-
-    @property
-    def transience(self) -> float:
-        """Return (peak - final) / (peak - chance): 0 if all stays, 1 if all is lost again.
-
-        NaN if the accuracy was never above chance by more than three sigma.
-        """
-        if self.onset is None:
-            return nan
-        return (self.peak - self.accuracy[-1]) / (self.peak - self.chance)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +53,7 @@ class StrategyResult:
 
     def summary(self) -> dict[str, float]:
         """Return the numbers that fit one line of a report; NaN for an onset that never was."""
-        found = {}
+        found: dict[str, float] = {}
         for name in ("in_context", "in_weights"):
             curve: Curve = getattr(self, name)
             found |= {
@@ -147,20 +95,20 @@ def strategy_tracker(
         >>> strategy_tracker(Checkpoints({50: Guess()}), probe, probe).in_weights.accuracy
         (0.5,)
     """
-    steps: list[int] = []
-    accuracies: tuple[list[float], list[float]] = [], []
-    induction: list[dict[str, Tensor]] = []
-    for checkpoint in track(checkpoints, "checkpoints"):
-        steps.append(checkpoint.step)
-        for probe, accuracy in zip((in_context, in_weights), accuracies, strict=True):
-            accuracy.append(_accuracy(checkpoint.model, probe))
-        induction.append(_induction(checkpoint.model, in_context))
-    curves = (
-        Curve(tuple(steps), tuple(accuracy), probe.chance, len(probe.answer_B))
-        for probe, accuracy in zip((in_context, in_weights), accuracies, strict=True)
+    probes = (in_context, in_weights)
+    steps, accuracies, heads = zip(
+        *(
+            (c.step, [_accuracy(c.model, p) for p in probes], _induction(c.model, in_context))
+            for c in track(checkpoints, "checkpoints")
+        ),
+        strict=True,
     )
-    heads_SH = {site: torch.stack([found[site] for found in induction]) for site in induction[0]}
-    return StrategyResult(*curves, heads_SH)
+    context, weights = (
+        Curve(steps, accuracy, p.chance, len(p.answer_B))
+        for p, accuracy in zip(probes, zip(*accuracies, strict=True), strict=True)
+    )
+    induction_SH = {site: torch.stack([scores[site] for scores in heads]) for site in heads[0]}
+    return StrategyResult(context, weights, induction_SH)
 
 
 def _accuracy(model: Model, probe: Probe) -> float:
@@ -189,6 +137,4 @@ def _induction(model: Model, probe: Probe) -> dict[str, Tensor]:
         return {}
     rec = model.run(probe.inputs, record=names)
     copy_B1T = probe.copy_BT[:, None].double()
-    return {
-        n: (rec[n][:, :, -1].cpu().double() * copy_B1T).sum(-1).mean(0) for n in names
-    }
+    return {n: (rec[n][:, :, -1].cpu().double() * copy_B1T).sum(-1).mean(0) for n in names}

@@ -81,7 +81,7 @@ def reduced_paths(paths_NSD: Tensor, num_components: int = 2) -> Tensor:
     points = paths_NSD.double().flatten(0, 1)
     points = points - points.mean(0)
     vectors_DD = torch.linalg.eigh(points.mT @ points).eigenvectors.flip(1)
-    return (points @ vectors_DD[:, :num_components]).unflatten(0, paths_NSD.shape[:2])
+    return (points @ vectors_DD[:, :num_components]).reshape(*paths_NSD.shape[:2], -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +277,8 @@ class StreamDynamics(JointReading):
             gen = torch.Generator().manual_seed(self.seed)
             shifts = torch.randint(1, max(width, 2), (len(acts) - 1,), generator=gen)
             self._state = _State.empty(tuple(shifts.tolist()), width)
-        state = _State.empty(self._state.shifts[: len(acts) - 1], width, num_nonfinite)
+        same_width(len(self._state.mean_SD), len(acts), "number of sites")
+        state = _State.empty(self._state.shifts, width, num_nonfinite)
         if keep_N.any():
             if not in_range(length_SN[:, keep_N]):
                 acts = [x.double() for x in acts]

@@ -114,6 +114,13 @@ def rmt_kd(
     Raises:
         InputError: There are fewer than two linear layers, rows and labels do not fit, or
             `group` is below 1.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> line_NX = torch.linspace(-1, 1, 50)[:, None].expand(-1, 8)
+        >>> how = Distillation(tolerance=1)
+        >>> rmt_kd(network, line_NX, (line_NX[:, 0] > 0).long(), distillation=how).ranks
+        {0: 1}
     """
     how = distillation or Distillation()
     linear = [i for i, layer in enumerate(network) if isinstance(layer, nn.Linear)]

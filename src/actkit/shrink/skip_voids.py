@@ -44,7 +44,8 @@ class _Walk:
 
 def _lengths(states_BTD: Tensor) -> Tensor:
     wide = torch.promote_types(states_BTD.dtype, torch.float32)
-    return torch.linalg.vector_norm(states_BTD.detach(), dim=-1, dtype=wide)
+    lengths: Tensor = torch.linalg.vector_norm(states_BTD.detach(), dim=-1, dtype=wide)
+    return lengths
 
 
 class _Passed(nn.Module):
