@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bench import instrument, peers, reading, store
+from bench import instrument, on_ray, peers, reading, store
 from bench._measure import Row
 
 
@@ -15,7 +15,7 @@ def main() -> None:
     """Measure, print and write."""
     torch.set_num_threads(2)
     rows: list[Row] = []
-    for part in (instrument, reading, store, peers):
+    for part in (instrument, reading, store, on_ray, peers):
         rows += part.run()
     text = f"{_head()}\n{_table(rows)}\n"
     Path(__file__).with_name("results.md").write_text(text)

@@ -22,7 +22,7 @@ from tests.contract import acts, probs, rows
 def test_numbers_equal_a_loop() -> None:
     num, of = 53, rows(53)
     probs_NHS, stream_ND = probs(num, 4), acts(num, 7)
-    v_NGK = acts(num, 6, seed=1).unflatten(1, (2, 3))
+    v_NGK = acts(num, 6, seed=1).reshape(-1, 2, 3)
     reading = ExtremeTokens(threshold=0.2)
     for index in torch.split(torch.arange(num), [1, 19, 33]):
         reading.update([probs_NHS[index], v_NGK[index], stream_ND[index]], of[index])
@@ -51,7 +51,7 @@ def test_medians_of_bfloat16_lengths_are_exact() -> None:
 def test_without_first_tokens_there_is_no_ratio() -> None:
     of = rows(12)[3:]
     reading = ExtremeTokens()
-    reading.update([x[3:] for x in (probs(12), acts(12).unflatten(1, (1, 5)), acts(12))], of)
+    reading.update([x[3:] for x in (probs(12), acts(12).reshape(-1, 1, 5), acts(12))], of)
     result = reading.result()
     assert result.num_first == 0 and np.isnan(result.peak) and result.drain_G.isnan().all()
     assert result.sink_H.isfinite().all()
@@ -74,15 +74,15 @@ def test_the_index_is_the_difference_of_sinks() -> None:
 
 
 def test_scores_and_other_heads_are_refused() -> None:
-    given = [probs(), acts().unflatten(1, (1, 5)), acts()]
-    with pytest.raises(InputError, match="attn_probs, not attn_scores.* got -2"):
+    given = [probs(), acts().reshape(-1, 1, 5), acts()]
+    with pytest.raises(InputError, match=r"attn_probs, not attn_scores.* got -2"):
         ExtremeTokens().update([given[0] * 0 - 2, *given[1:]], rows())
     reading = ExtremeTokens()
     reading.update(given, rows())
     with pytest.raises(InputError, match="number of heads: it holds 3, got 2"):
         reading.update([given[0][:, :2], *given[1:]], rows())
     with pytest.raises(InputError, match="number of value heads: it holds 2, got 6"):
-        reading.update([given[0], acts().unflatten(1, (5, 1)), given[2]], rows())
+        reading.update([given[0], acts().reshape(-1, 5, 1), given[2]], rows())
 
 
 class OneLayer(nn.Module):
@@ -92,11 +92,9 @@ class OneLayer(nn.Module):
     would be needed: the same network in series ends with 0.1 of the attention on the start.
     """
 
-    def __init__(
-        self, vocabulary: int, length: int, relu: bool, seed: int, width: int = 32
-    ) -> None:
+    def __init__(self, vocabulary: int, length: int, relu: bool, seed: int) -> None:
         super().__init__()
-        gen, self.relu = torch.Generator().manual_seed(seed), relu
+        gen, width, self.relu = torch.Generator().manual_seed(seed), 32, relu
 
         def weight(*shape: int, scale: float) -> nn.Parameter:
             return nn.Parameter(scale * torch.randn(*shape, generator=gen))

@@ -29,7 +29,7 @@ def stream(num: int = NUM, *, dtype: Any = torch.float64, seed: int = 0) -> list
 
 def layer(num: int = NUM, *, dtype: Any = torch.float64, seed: int = 0) -> list[Tensor]:
     """Return attention of 4 heads, values of 2 heads and a stream of width 5."""
-    values = acts(num, 6, dtype=dtype, seed=seed).unflatten(1, (2, 3))
+    values = acts(num, 6, dtype=dtype, seed=seed).reshape(-1, 2, 3)
     return [
         probs(num, 4, dtype=dtype, seed=seed),
         values,

@@ -45,10 +45,9 @@ def test_numbers_equal_numpy(dtype: torch.dtype) -> None:
     sites, kept = walk(), (rows(NUM).position > 0).numpy()
     result = read([x.to(dtype) for x in sites], threshold=2.0)
     x = np.stack([s[kept].numpy() for s in sites])
-    near = {"rtol": 1e-5, "atol": 1e-6}
     for p in range(SITES - 1):
         r = [np.corrcoef(x[p, :, d], x[p + 1, :, d])[0, 1] for d in range(WIDTH)]
-        np.testing.assert_allclose(result.correlation_PD[p], r, **near)
+        np.testing.assert_allclose(result.correlation_PD[p].numpy(), r, rtol=1e-5, atol=1e-6)
         every = np.corrcoef(x[p].T, x[p + 1].T)[:WIDTH, WIDTH:]
         offsets = [k for k in range(1, WIDTH) if _near(every, k, result.control_PD[p])]
         assert len(offsets) == 1, "the control is each unit with the one some offset further"
@@ -58,7 +57,7 @@ def test_numbers_equal_numpy(dtype: torch.dtype) -> None:
         steps = np.linalg.norm(x[p + 1] - x[p], axis=1)
         assert float(result.velocity_P[p]) == pytest.approx(steps.mean(), rel=1e-5)
     np.testing.assert_allclose(result.density_S, (np.abs(x) > 2).mean((1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(result.path_SD, x.mean(1), **near)
+    np.testing.assert_allclose(result.path_SD.numpy(), x.mean(1), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(result.acceleration, np.diff(result.velocity_P), rtol=1e-12)
     torch.testing.assert_close(result.rotations_D, rotations(result.path_SD))
     torch.testing.assert_close(result.turning, turning_angles(result.path_SD))
@@ -133,8 +132,8 @@ def test_other_sites_and_widths_are_refused() -> None:
 def test_identity_layers_do_not_move(evidence: Evidence) -> None:
     state = acts(300, 9, dtype=torch.float32)
     result = read([state] * 4)
-    evidence("identity layers: smallest correlation of a unit", measured=result.correlation_PD.min(),
-             equals=1, tolerance=1e-12)  # fmt: skip
+    evidence("identity layers: smallest correlation of a unit", equals=1, tolerance=1e-12,
+             measured=result.correlation_PD.min())  # fmt: skip
     evidence("identity layers: largest velocity", measured=result.velocity_P.max(), at_most=0)
     assert result.cosine_P.tolist() == pytest.approx([1.0] * 3, abs=1e-12)
 
@@ -145,10 +144,10 @@ def test_a_rotating_system_has_its_rotations(evidence: Evidence) -> None:
     steps, turns = 60, (2, 3, 5)
     state, sites = acts(200, 6) + 3, []
     angles = torch.tensor(turns, dtype=torch.float64) * 2 * pi / steps
-    blocks = [
-        torch.tensor([[c, -s], [s, c]]) for c, s in zip(angles.cos(), angles.sin(), strict=True)
-    ]
-    matrix = torch.block_diag(*blocks).double()
+    matrix = torch.zeros(6, 6, dtype=torch.float64)
+    for n, angle in enumerate(angles):
+        c, s = angle.cos(), angle.sin()
+        matrix[2 * n : 2 * n + 2, 2 * n : 2 * n + 2] = torch.tensor([[c, -s], [s, c]])
     for _ in range(steps + 2):  # the last site has no velocity, and n points make n - 1 turns
         sites.append(state)
         state = state @ matrix.T
@@ -178,11 +177,11 @@ def test_reduced_paths_keep_what_lies_in_a_plane() -> None:
     basis = torch.linalg.qr(uneven(7, 2, dtype=torch.float64)).Q
     reduced = reduced_paths(flat_NSD @ basis.T + 4, 2)
     assert reduced.shape == (3, 9, 2)
-    near = {"rtol": 1e-9, "atol": 1e-9}
     torch.testing.assert_close(
         torch.cdist(reduced.flatten(0, 1), reduced.flatten(0, 1)),
         torch.cdist(flat_NSD.flatten(0, 1), flat_NSD.flatten(0, 1)),
-        **near,
+        rtol=1e-9,
+        atol=1e-9,
     )
     spread = reduced.flatten(0, 1).var(0)
     assert spread[0] > spread[1] > 0

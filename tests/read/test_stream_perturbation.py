@@ -29,7 +29,8 @@ class Affine(nn.Module):
         self.matrix, self.offset = factor * turn, tiny.uneven(WIDTH, seed=9, dtype=torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.offset) @ self.matrix + self.offset
+        turned: Tensor = (x - self.offset) @ self.matrix + self.offset
+        return turned
 
 
 def system(factor: float) -> Model:
@@ -68,7 +69,7 @@ def test_ratios_are_those_of_two_runs() -> None:
     assert found.num_rows == 3
 
 
-def test_deltas_may_differ_by_row_and_place() -> None:
+def test_deltas_may_differ_by_row() -> None:
     model, site = tiny.model(), "resid_post.0"
     deltas = tiny.uneven(3, tiny.WIDTH, seed=1)
     together = perturbation_ratios(model, tiny.PROMPTS, site, deltas, "resid_post.2", num_random=0)
@@ -78,10 +79,6 @@ def test_deltas_may_differ_by_row_and_place() -> None:
     ]
     torch.testing.assert_close(together.ratio_K, torch.stack(alone).mean(0), rtol=1e-4, atol=0)
     assert together.random_RK.shape == (0, 1)
-    first = perturbation_ratios(
-        model, tiny.PROMPTS, site, deltas, "resid_post.2", where=ak.Where(tokens=0)
-    )
-    assert first.num_rows == 3 and not torch.allclose(first.ratio_K, together.ratio_K)
 
 
 def test_seeds_and_hooks() -> None:

@@ -105,7 +105,7 @@ def test_phases_split_a_text_where_the_answer_begins() -> None:
     given = model.observe(tiny.PROMPTS, {STREAM: [Voids(alpha=0.5)]})[STREAM][0].result()
     torch.testing.assert_close(found["prompt"].active_AL, given.active_AL)
     assert not torch.equal(found["prompt"].active_AL, found["generated"].active_AL)
-    with pytest.raises(InputError, match="at least 2 new tokens, got .* and 1"):
+    with pytest.raises(InputError, match=r"at least 2 new tokens, got .* and 1"):
         voids_by_phase(model, tiny.PROMPTS, max_new_tokens=1)
     with pytest.raises(InputError, match="language model with a tokenizer"):
         voids_by_phase(Model(model.module), [[1, 2, 3]])

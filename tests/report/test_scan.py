@@ -219,7 +219,8 @@ def test_another_network_stands_beside_it_whatever_its_depth() -> None:
         vocab_size=91, hidden_size=24, intermediate_size=20, num_hidden_layers=5,
         num_attention_heads=3, num_key_value_heads=3,
     )  # fmt: skip
-    other = Model(tf.LlamaForCausalLM(config).eval(), tiny.tokenizer(), name="deep")
+    deep: Any = tf.LlamaForCausalLM(config)
+    other = Model(deep.eval(), tiny.tokenizer(), name="deep")
     report = ak.scan(m, TEXTS, num_tokens=200, against=other, control=False)
     alone = ak.scan(other, TEXTS, num_tokens=200, control=False)
     size = page(report, "size")

@@ -125,18 +125,16 @@ def test_a_model_without_layers_is_a_shallower_model(model: Model, layers: tuple
     assert cached == uncached == alone
 
 
-@pytest.mark.parametrize("kind", ["static", "beams"])
-def test_other_caches_stay_right(model: Model, kind: str) -> None:
+def test_other_caches_stay_right(model: Model) -> None:
     from transformers import StaticCache
 
-    def settings() -> dict[str, Any]:
-        cache = StaticCache(config=model.module.config, max_cache_len=32)
-        return {"cache": cache} if kind == "static" else {"num_beams": 2}
-
+    config: Any = model.module.config
     with without_layers(model, [0, 2]):
-        cached = model.generate(PROMPTS, max_new_tokens=5, **settings())
-        plain = {} if kind == "static" else {"num_beams": 2}
-        assert cached == model.generate(PROMPTS, max_new_tokens=5, use_cache=False, **plain)
+        static = StaticCache(config=config, max_cache_len=32)
+        cached = model.generate(PROMPTS, max_new_tokens=5, cache=static)
+        assert cached == model.generate(PROMPTS, max_new_tokens=5, use_cache=False)
+        beams = model.generate(PROMPTS, max_new_tokens=5, num_beams=2)
+        assert beams == model.generate(PROMPTS, max_new_tokens=5, num_beams=2, use_cache=False)
 
 
 def test_positional_caches_are_found() -> None:
@@ -152,7 +150,7 @@ def test_states_of_another_kind_are_refused() -> None:
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=tiny.WORDS, hidden_size=12, num_hidden_layers=2, state_size=3)
     net: Any = MambaForCausalLM(config)
-    model = Model(net.eval(), tiny.tokenizer())
+    model = Model(net, tiny.tokenizer())
     with without_layers(model, [1]):
         given = {"input_ids": torch.tensor([[1, 2, 3]]), "use_cache": False}
         assert torch.as_tensor(model.run(given, logits=True).logits).isfinite().all()
@@ -223,6 +221,6 @@ def test_blocks_that_are_one_module_are_refused() -> None:
         intermediate_size=9,
         num_hidden_layers=3,
     )
-    model = Model(AlbertModel(config).eval())
+    model = Model(AlbertModel(config))
     with pytest.raises(InputError, match="must be a module of its own"), without_layers(model, [1]):
         pass

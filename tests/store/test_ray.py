@@ -196,6 +196,7 @@ def die_after_a_look(folder: Path) -> None:
     os._exit(1)
 
 
+@pytest.mark.slow
 def test_a_lost_machine_costs_its_open_shards_at_most(cluster: Any, tmp_path: Path) -> None:
     whole = mlp().harvest(Calm(), SITES, tmp_path / "whole", **SETTINGS)
     lost = cluster.add_node(**MACHINE)
@@ -294,6 +295,7 @@ def test_a_worker_that_dies_repeats_its_share(cluster: Any, tmp_path: Path) -> N
     check_same(found["2:out"][0].result(), local["2:out"][0].result())
 
 
+@pytest.mark.slow
 def test_scan_reports_what_the_local_engine_reports(cluster: Any) -> None:
     model, data = llama(), [[(5 * i + j) % 88 + 1 for j in range(3 + i % 7)] for i in range(9)]
     local = json.loads(ak.scan(model, data, batch_size=2).to_json())

@@ -91,14 +91,14 @@ class _State:
         length_ML = length_NL[~first_N]
         bits_ML = length_ML.bfloat16().view(torch.int16).long()
         keys_ML = bits_ML + _BINS * torch.arange(length_NL.shape[1])
-        keys_X, counts_X = keys_ML.unique(return_counts=True)
+        keys_X, counts_X = torch.unique(keys_ML, return_counts=True)
         sums = sink_NH[~first_N].sum(0), length_NL[first_N].sum(0)
         return cls(int(first_N.sum()), len(length_ML), num_nonfinite, *sums, keys_X, counts_X)
 
     def __add__(self, other: "_State") -> "_State":
         same_width(len(self.sink_H), len(other.sink_H), "number of heads")
         same_width(len(self.first_L), len(other.first_L), "number of value heads")
-        keys_X, place = torch.cat([self.keys_X, other.keys_X]).unique(return_inverse=True)
+        keys_X, place = torch.unique(torch.cat([self.keys_X, other.keys_X]), return_inverse=True)
         counts_X = torch.zeros_like(keys_X)
         counts_X.index_add_(0, place, torch.cat([self.counts_X, other.counts_X]))
         return _State(
@@ -116,11 +116,9 @@ class _State:
         medians_L = torch.full_like(self.first_L, nan)
         for which in range(len(medians_L) if self.num_rows else 0):
             own_X = self.keys_X // _BINS == which
-            cumulative_X = self.counts_X[own_X].cumsum(0)
+            bits_X, cumulative_X = self.keys_X[own_X] % _BINS, self.counts_X[own_X].cumsum(0)
             middle = torch.tensor([(self.num_rows - 1) // 2, self.num_rows // 2])
-            bits = (self.keys_X[own_X] % _BINS)[
-                torch.searchsorted(cumulative_X, middle, right=True)
-            ]
+            bits = bits_X[torch.searchsorted(cumulative_X, middle, right=True)]
             medians_L[which] = bits.to(torch.int16).view(torch.bfloat16).double().mean()
         return medians_L
 

@@ -35,8 +35,8 @@ def geometry_alignment(hidden: Source, inputs: Source, targets: Source) -> Geome
     As in the paper, <K, L> / (|K| |L|) of centred linear kernels. Compare activation functions
     at the same loss: the paper's tanh networks move to the targets and its ReLU networks stay
     near the inputs. On clusters with random labels we find the second for the logistic loss, the
-    first in most seeds only with several labels, and neither for the squared error. To follow a training, call it in
-    `Checkpoints(...).over`. All three stream as in `cka`.
+    first in most seeds only with several labels, and neither reliably for the squared error. To
+    follow a training, call it in `Checkpoints(...).over`. All three stream as in `cka`.
 
     Args:
         hidden: (N, D) tensor, array, memory map or column of a store, or an iterable of blocks.

@@ -81,7 +81,8 @@ def reduced_paths(paths_NSD: Tensor, num_components: int = 2) -> Tensor:
     points = paths_NSD.double().flatten(0, 1)
     points = points - points.mean(0)
     vectors_DD = torch.linalg.eigh(points.mT @ points).eigenvectors.flip(1)
-    return (points @ vectors_DD[:, :num_components]).reshape(*paths_NSD.shape[:2], -1)
+    reduced: Tensor = points @ vectors_DD[:, :num_components]
+    return reduced.reshape(*paths_NSD.shape[:2], num_components)
 
 
 @dataclass(frozen=True, slots=True)

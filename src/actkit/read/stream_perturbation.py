@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from actkit.core.recording import Recording
 
 
+LAST = Where(tokens="last")
+
+
 @dataclass(frozen=True, slots=True)
 class PerturbationResult:
     """Distances to the unperturbed path, as multiples of the distance at the perturbed site.
@@ -47,11 +50,10 @@ def perturbation_ratios(
     site: str,
     delta: Tensor,
     later: str | Sequence[str],
-    where: Where | None = None,
     num_random: int = 4,
     seed: int = 0,
 ) -> PerturbationResult:
-    """Push the stream at a site and follow the distance to its original path.
+    """Push the last token's state at a site and follow the distance to its original path.
 
     As in the paper a state is moved and the network goes on from there: where later layers bring
     it back, as an attractor would, the ratio falls with the layers. Distances are in the full
@@ -61,9 +63,8 @@ def perturbation_ratios(
         model: The network.
         inputs: As in `Model.run`.
         site: Where to push.
-        delta: (D,), (B, D) or (B, T, D), what is added there.
+        delta: (D,), or (B, D) one for each text: what is added there.
         later: Sites or patterns to follow; what lies before the push is at distance 0.
-        where: Which tokens to push; the last of each text if None.
         num_random: How many random directions to compare with.
         seed: Of the random directions.
 
@@ -78,7 +79,6 @@ def perturbation_ratios(
         >>> perturbation_ratios(ak.open(net), torch.ones(3, 2), "0:out", push, "1:out").ratio_K
         tensor([0.5000], dtype=torch.float64)
     """
-    where = where or Where(tokens="last")
     names = [site, *([later] if isinstance(later, str) else later)]
     plain = model.run(inputs, record=names)
     gen = torch.Generator().manual_seed(seed)
@@ -87,7 +87,7 @@ def perturbation_ratios(
     random *= delta.norm(dim=-1, keepdim=True) / random.norm(dim=-1, keepdim=True)
     ratios = []
     for push in track([delta, *random], "perturbing"):
-        pushed = model.run(inputs, record=names, edits=[add(site, push, where=where)])
+        pushed = model.run(inputs, record=names, edits=[add(site, push, where=LAST)])
         gap_KN = torch.stack([_rows(pushed, s) - _rows(plain, s) for s in plain]).norm(dim=-1)
         moved_N = gap_KN[0] > 0
         if not moved_N.any() or not gap_KN[0].isfinite().all():
