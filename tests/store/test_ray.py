@@ -304,7 +304,7 @@ def test_scan_reports_what_the_local_engine_reports(cluster: Any) -> None:
 
 
 def test_compare_measures_what_the_local_engine_measures(cluster: Any) -> None:
-    asked = {"task": "sparsity", "seeds": 2}
+    asked: dict[str, Any] = {"task": "sparsity", "seeds": 2}
     local, spread = ak.compare("read", **asked), ak.compare("read", **asked, engine=TWO)
     assert [(run.method, run.seed) for run in spread.runs] == [
         (run.method, run.seed) for run in local.runs

@@ -52,7 +52,7 @@ def as_done(
 
 
 def run_shares(fn: Callable[[int, int], R], engine: Ray, what: str) -> list[R]:
-    """Return `fn(rank, world)` of every rank, the world being the number of engine."""
+    """Return `fn(rank, world)` of every rank, the world being the number of workers."""
     with _connected():
         world = engine.num or _room(engine)
         done = dict(as_done(partial(_share, fn, world), range(world), engine, what))

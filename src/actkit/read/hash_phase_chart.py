@@ -64,7 +64,7 @@ class PhaseChart:
         return next(c for c in self.cells if c.step == 0 and (c.width, c.num_samples) == key)
 
 
-@method(source="He et al. 2021, Neural networks behave as hash encoders, section 6")
+@method(source="He et al. 2021, arXiv:2101.05490, section 6")
 def hash_phase_chart(
     train: Callable[[int, Tensor, Tensor], Any],
     widths: Sequence[int],

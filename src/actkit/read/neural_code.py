@@ -15,7 +15,7 @@ from actkit.core.model import Model
 from actkit.read._codes import NeuralCode, read_code
 
 
-@method(source="He et al. 2021, Neural networks behave as hash encoders, section 3")
+@method(source="He et al. 2021, arXiv:2101.05490, section 3")
 def neural_code(
     model: Model, data: Any, sites: str | Sequence[str] | None = None, batch_size: int = 256
 ) -> NeuralCode:
