@@ -11,6 +11,7 @@ NAMES = [
     "Edit",
     "Leaderboard",
     "Model",
+    "Ray",
     "Recording",
     "Report",
     "Rows",

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from actkit import data
     from actkit.catalog import get, methods
-    from actkit.leaderboard import Leaderboard, compare
     from actkit.core import errors
     from actkit.core.checkpoints import Checkpoints
     from actkit.core.edit import (
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
         swap,
     )
     from actkit.core.edit_file import load_edits, save_edits
+    from actkit.core.engines import Ray
     from actkit.core.inputs import Call
     from actkit.core.model import Model
     from actkit.core.opening import open
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from actkit.core.saved import SavedMeter
     from actkit.core.sites import Site
     from actkit.core.where import Where
+    from actkit.leaderboard import Leaderboard, compare
     from actkit.report.report import Report
     from actkit.report.scan import scan
     from actkit.store import Store
@@ -43,6 +44,7 @@ __all__ = [
     "Edit",
     "Leaderboard",
     "Model",
+    "Ray",
     "Recording",
     "Report",
     "Rows",
@@ -80,6 +82,7 @@ _HOMES = {
     ),
     **dict.fromkeys(("load_edits", "save_edits"), "actkit.core.edit_file"),
     "Call": "actkit.core.inputs",
+    "Ray": "actkit.core.engines",
     "Checkpoints": "actkit.core.checkpoints",
     "Model": "actkit.core.model",
     "open": "actkit.core.opening",

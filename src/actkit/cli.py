@@ -41,6 +41,7 @@ Data = Annotated[
         "Without it, bundled prose or photos."
     ),
 ]
+Engine = Annotated[str, typer.Option(help="local, or ray: on the workers of a Ray cluster.")]
 Tokens = Annotated[int, typer.Option(min=1, help="Tokens of text to read at most.")]
 
 
@@ -78,6 +79,7 @@ def scan(
     question: Annotated[
         list[str] | None, typer.Option("--question", "-q", help="Ask only this; repeatable.")
     ] = None,
+    engine: Engine = "local",
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
     as_json: AsJson = False,
 ) -> None:
@@ -160,6 +162,7 @@ def compare(
     task: Annotated[str | None, typer.Option(help="One of the family's tasks.")] = None,
     method: Annotated[list[str] | None, typer.Option("--method", "-m", help="Repeatable.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    engine: Engine = "local",
     out: Annotated[
         Path | None, typer.Option(help="Folder for table and plot; goes on where it stopped.")
     ] = None,
@@ -172,7 +175,9 @@ def compare(
     if out is not None:
         _folder(out)
     log = None if out is None else out / "runs.jsonl"
-    board = ak.compare(family, model, task=task, methods=method, seeds=seeds, log=log)
+    board = ak.compare(
+        family, model, task=task, methods=method, seeds=seeds, log=log, engine=engine
+    )
     if out is not None:
         board.plot(out / "leaderboard.html")
         board.to_json(out / "leaderboard.json")

@@ -18,7 +18,7 @@ from actkit.read._base import JointReading
 from actkit.read._joint import in_range, lengths, one_stream, usable_rows
 from actkit.read._math import added, mergeable, same_width
 
-_CHUNK = 256  # rows at a time: a site's deviations and products stay in the cache
+_CHUNK = 512  # rows at a time: a site's deviations and products stay in the cache
 _NEAR = 32  # rows whose mean the sums are taken about
 
 
