@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from actkit.core.errors import DataError
-from actkit.data._backcopy import bigram_backcopy
+from actkit.data import bigram_backcopy
 
 
 def test_after_a_trigger_the_token_before_it_is_repeated() -> None:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from actkit.core.errors import InputError
 from actkit.core.recording import Rows
-from actkit.data._backcopy import Backcopy, bigram_backcopy
+from actkit.data import Backcopy, bigram_backcopy
 from actkit.read.extreme_tokens import ExtremeTokens, ExtremeTokensResult, active_dormant_index
 from tests._evidence import Evidence
 from tests.contract import acts, probs, rows

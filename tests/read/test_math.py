@@ -74,7 +74,7 @@ def test_exp_entropy_of_a_geometric_series() -> None:
 
 
 def test_readings_of_another_kind_or_setting_do_not_merge() -> None:
-    with pytest.raises(InputError, match=r"same settings.*Moments.*Sparsity"):
+    with pytest.raises(InputError, match=r"of one kind to merge, got Moments and Sparsity"):
         mergeable(Moments(), Sparsity())
     with pytest.raises(InputError, match="same settings"):
         Moments().merge(Moments(skip_first=False))

@@ -140,8 +140,8 @@ def test_identity_layers_do_not_move(evidence: Evidence) -> None:
 
 @pytest.mark.paper("transformer-dynamics")
 def test_a_rotating_system_has_its_rotations(evidence: Evidence) -> None:
-    """Each of three planes turns by its own angle from site to site."""
-    steps, turns = 60, (2, 3, 5)
+    """Each of three planes turns by its own angle from site to site, about a far point."""
+    steps, turns, centre = 60, (2, 3, 5), 40.0
     state, sites = acts(200, 6) + 3, []
     angles = torch.tensor(turns, dtype=torch.float64) * 2 * pi / steps
     matrix = torch.zeros(6, 6, dtype=torch.float64)
@@ -149,7 +149,7 @@ def test_a_rotating_system_has_its_rotations(evidence: Evidence) -> None:
         c, s = angle.cos(), angle.sin()
         matrix[2 * n : 2 * n + 2, 2 * n : 2 * n + 2] = torch.tensor([[c, -s], [s, c]])
     for _ in range(steps + 2):  # the last site has no velocity, and n points make n - 1 turns
-        sites.append(state)
+        sites.append(state + centre)
         state = state @ matrix.T
     found = read(sites).rotations_D.reshape(3, 2)
     for turn, measured in zip(turns, found, strict=True):

@@ -67,6 +67,10 @@ def test_ratios_are_those_of_two_runs() -> None:
     lengths = [one[s][:, -1].norm(dim=-1).double().mean() for s in one]
     assert found.growth_K.tolist() == pytest.approx([float(n / lengths[0]) for n in lengths[1:]])
     assert found.num_rows == 3
+    far = perturbation_ratios(
+        model, tiny.PROMPTS, "resid_post.0", 100 * delta, "resid_post.*", num_random=2, seed=5
+    )
+    assert (far.random_RK / found.random_RK - 1).abs().min() > 0.1  # they are as long as delta
 
 
 def test_deltas_may_differ_by_row() -> None:

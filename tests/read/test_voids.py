@@ -64,6 +64,10 @@ def test_rule_has_its_limits(evidence: Evidence) -> None:
     assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1]
 
 
+def test_a_layer_at_its_threshold_is_active() -> None:
+    assert active_layers(norms(0, 0, 1, 0.5), 0.5).tolist() == [[True, True, True, True]]
+
+
 def test_shares_are_those_of_the_masks() -> None:
     norms_NS = walks(37)
     unit_ND = torch.nn.functional.normalize(tiny.uneven(37, 6, dtype=torch.float64), dim=1)

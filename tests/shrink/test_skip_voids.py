@@ -81,10 +81,11 @@ def test_without_voids_no_bit_changes(model: Model) -> None:
         assert voids == () and again is not None and torch.equal(plain, again)
 
 
-def test_a_token_without_an_active_layer_ends_at_what_entered(model: Model) -> None:
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_a_token_without_an_active_layer_ends_at_what_entered(model: Model, alpha: float) -> None:
     entry = model.run(PROMPTS, record="resid_pre.0")["resid_pre.0"]
     with model.replaced(blocks(0.5)):
-        ended = model.run(PROMPTS, logits=True, edits=SkipVoids(0.0).final_state(model)).logits
+        ended = model.run(PROMPTS, logits=True, edits=SkipVoids(alpha).final_state(model)).logits
     torch.testing.assert_close(ended, head(model, entry))
 
 

@@ -4,6 +4,7 @@ Importing this package reads nothing and imports no other library; each loader i
 needs, and says what to install if it is missing.
 """
 
+from actkit.data._backcopy import Backcopy, bigram_backcopy
 from actkit.data._chunks import chunks
 from actkit.data._load import load
 from actkit.data._photos import Photos, normalise, photos
@@ -12,11 +13,13 @@ from actkit.data._samples import Samples
 from actkit.data._texts import Text, text, texts
 
 __all__ = [
+    "Backcopy",
     "Cloze",
     "Contrast",
     "Photos",
     "Samples",
     "Text",
+    "bigram_backcopy",
     "capitals",
     "chunks",
     "ioi",

@@ -125,7 +125,11 @@ class BurstyTask:
         return Probe(token_BT, first_B1[:, 0], (0, 1), copy_BT)
 
     def in_weights(self, num: int, seed: int = 0) -> Probe:
-        """Draw trained classes with their labels, each once; the last exemplar's is not shown."""
+        """Draw trained classes with their labels, each once; the last exemplar's is not shown.
+
+        To copy a label at random is right a little less often than chance, since the last
+        exemplar's class is left out: in (C / L - 1) / (C - 1) of all sequences with L labels.
+        """
         gen = torch.Generator().manual_seed(seed)
         drawn_BC = self._classes(num, self.shots + 1, gen)
         context_BK, query_B = drawn_BC[:, 1:], drawn_BC[:, 0]
