@@ -23,7 +23,7 @@ NUM = 900
 
 
 class Copy(nn.Module):
-    """Answers with the label that follows the same class in the context, else with one of its labels."""
+    """Answers with the label beside the same class in the context, else with one of its labels."""
 
     def __init__(self, task: BurstyTask) -> None:
         super().__init__()

@@ -84,6 +84,16 @@ def test_a_large_offset_does_not_drown_the_correlation() -> None:
     )
 
 
+@pytest.mark.parametrize("factor", [1e25, 1e-25])
+def test_products_neither_overflow_nor_vanish(factor: float) -> None:
+    plain, scaled = read(walk()), read([(x * factor).float() for x in walk()])
+    for name in ("correlation_PD", "control_PD", "cosine_P"):
+        torch.testing.assert_close(
+            getattr(scaled, name), getattr(plain, name), rtol=1e-5, atol=1e-5
+        )
+    torch.testing.assert_close(scaled.velocity_P / factor, plain.velocity_P, rtol=1e-5, atol=0)
+
+
 def test_units_left_out_are_taken_as_zero() -> None:
     sites = walk()
     for x in sites:

@@ -5,7 +5,7 @@ Shapes: N rows, D width, S sites, P = S - 1 steps between them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import nan, pi
+from math import nan
 from typing import Self, final
 
 import torch
@@ -17,72 +17,12 @@ from actkit.core.recording import Rows
 from actkit.read._base import JointReading
 from actkit.read._joint import in_range, lengths, one_stream, usable_rows
 from actkit.read._math import added, mergeable, same_width
+from actkit.read._paths import reduced_paths as reduced_paths
+from actkit.read._paths import rotations as rotations
+from actkit.read._paths import turning_angles as turning_angles
+from actkit.read._stream_sums import StreamSums
 
 _CHUNK = 512  # rows at a time: a site's deviations and products stay in the cache
-_NEAR = 32  # rows whose mean the sums are taken about
-
-
-def rotations(path_SD: Tensor) -> Tensor:
-    """Return how often each unit goes round its phase portrait, (D,); clockwise is positive.
-
-    The phase portrait is (a_s, a_{s+1} - a_s), and the angle is about its centroid. A unit that
-    swings turns clockwise; one that never moves has no angle, NaN.
-
-    Args:
-        path_SD: (S, D) values of each unit at each site.
-
-    Example:
-        >>> path_SD = torch.tensor([0.0, 1.0, 0.0, -1.0] * 3).double()[:, None]
-        >>> rotations(path_SD[:10])
-        tensor([2.], dtype=torch.float64)
-    """
-    step_PD = path_SD.diff(dim=0).double()
-    phase_PD = torch.complex(path_SD[:-1].double(), step_PD)
-    phase_PD = phase_PD - phase_PD.mean(0)
-    turned_D = (phase_PD[1:] * phase_PD[:-1].conj()).angle().sum(0)
-    return (-turned_D / (2 * pi)).where(step_PD.any(0), nan)
-
-
-def turning_angles(path_SD: Tensor) -> Tensor:
-    """Return the angle between consecutive steps of a path in radians, (S - 2,): its curvature.
-
-    NaN where a step is zero.
-
-    Example:
-        >>> turning_angles(torch.tensor([[0.0, 0.0], [2.0, 0.0], [2.0, 1.0]]))
-        tensor([1.5708], dtype=torch.float64)
-    """
-    step_PD = path_SD.diff(dim=0).double()
-    unit_PD = step_PD / step_PD.norm(dim=1, keepdim=True)
-    one, next_one = unit_PD[:-1], unit_PD[1:]
-    return 2 * torch.atan2((next_one - one).norm(dim=1), (next_one + one).norm(dim=1))
-
-
-def reduced_paths(paths_NSD: Tensor, num_components: int = 2) -> Tensor:
-    """Return paths in the principal components of all their points, (N, S, num_components).
-
-    Args:
-        paths_NSD: (N, S, D) states of N tokens at S sites.
-        num_components: At most D.
-
-    Raises:
-        InputError: There are too few dimensions, or the axes do not fit.
-
-    Example:
-        >>> reduced_paths(torch.tensor([[[0.0, 3.0], [0.0, 5.0]]]), 1).abs()
-        tensor([[[1.],
-                 [1.]]], dtype=torch.float64)
-    """
-    if paths_NSD.dim() != 3 or not 1 <= num_components <= paths_NSD.shape[2]:
-        raise InputError(
-            f"paths must be (N, S, D) with D of at least {num_components} components (>= 1), "
-            f"got shape {tuple(paths_NSD.shape)}"
-        )
-    points = paths_NSD.double().flatten(0, 1)
-    points = points - points.mean(0)
-    vectors_DD = torch.linalg.eigh(points.mT @ points).eigenvectors.flip(1)
-    reduced: Tensor = points @ vectors_DD[:, :num_components]
-    return reduced.reshape(*paths_NSD.shape[:2], num_components)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,78 +74,6 @@ class StreamDynamicsResult:
         }
 
 
-@dataclass(slots=True)
-class _State:
-    """Sums over rows in float64; deviations are about the rows' own mean, as Chan et al. add them.
-
-    `products_2PD` are of a unit with the same unit at the next site, and with another one, which
-    lies `shifts` further; `paces_2P` are the sums of cosines and of steps.
-    """
-
-    shifts: tuple[int, ...]
-    num_rows: int
-    num_nonfinite: int
-    mean_SD: Tensor
-    squares_SD: Tensor
-    products_2PD: Tensor
-    paces_2P: Tensor
-    dense_S: Tensor
-
-    @classmethod
-    def empty(cls, shifts: tuple[int, ...], width: int, num_nonfinite: int = 0) -> "_State":
-        steps = len(shifts)
-        sizes = (steps + 1, width), (steps + 1, width), (2, steps, width), (2, steps), (steps + 1,)
-        return cls(shifts, 0, num_nonfinite, *(torch.zeros(s, dtype=torch.float64) for s in sizes))
-
-    def add(self, acts: Sequence[Tensor], length_SN: Tensor, keep_N: Tensor, floor: float) -> None:
-        """Take rows into an empty state."""
-        self.num_rows = int(keep_N.sum())
-        device = acts[0].device
-        near, out = keep_N.nonzero()[:_NEAR, 0].to(device), (~keep_N).nonzero()[:, 0].to(device)
-        before_ND = sum_before_D = torch.empty(0)
-        for s, x_ND in enumerate(acts):
-            near_D = x_ND[near].mean(0)
-            off_ND = (x_ND - near_D).index_fill_(0, out, 0)
-            sum_D = off_ND.sum(0).cpu().double()
-            self.mean_SD[s] = near_D.cpu() + sum_D / self.num_rows
-            self.squares_SD[s] = off_ND.square().sum(0).cpu() - sum_D.square() / self.num_rows
-            self.dense_S[s] = x_ND.abs().gt_(floor).sum(1).cpu()[keep_N].sum()
-            for k, shift in enumerate((0, self.shifts[s - 1]) if s else ()):
-                product_D = (before_ND * off_ND.roll(-shift, 1)).sum(0).cpu()
-                both_D = sum_before_D * sum_D.roll(-shift) / self.num_rows
-                self.products_2PD[k, s - 1] = product_D - both_D
-            if s:
-                step_N = lengths(x_ND - acts[s - 1])[keep_N]
-                one_N, next_N = length_SN[s - 1 : s + 1, keep_N]
-                dot_N = (one_N.square() + next_N.square() - step_N.square()) / 2
-                cosine_N = (dot_N / (one_N * next_N)).nan_to_num(0).clamp(-1, 1)
-                self.paces_2P[:, s - 1] = torch.stack([cosine_N.sum(), step_N.sum()])
-            before_ND, sum_before_D = off_ND, sum_D
-
-    def partners(self, values_SD: Tensor) -> Tensor:
-        """Return each unit's partners at the next site, (2, P, D): itself, and another."""
-        own_PD = values_SD[1:]
-        rolled = [x_D.roll(-shift) for x_D, shift in zip(own_PD, self.shifts, strict=True)]
-        return torch.stack([own_PD, torch.stack(rolled)])
-
-    def __add__(self, other: "_State") -> "_State":
-        same_width(self.mean_SD.shape[1], other.mean_SD.shape[1])
-        same_width(len(self.mean_SD), len(other.mean_SD), "number of sites")
-        num_rows = self.num_rows + other.num_rows
-        share = other.num_rows / max(num_rows, 1)
-        step_SD, weight = other.mean_SD - self.mean_SD, share * self.num_rows
-        return _State(
-            self.shifts,
-            num_rows,
-            self.num_nonfinite + other.num_nonfinite,
-            self.mean_SD + share * step_SD,
-            self.squares_SD + other.squares_SD + weight * step_SD.square(),
-            self.products_2PD + other.products_2PD + weight * step_SD[:-1] * self.partners(step_SD),
-            self.paces_2P + other.paces_2P,
-            self.dense_S + other.dense_S,
-        )
-
-
 @method(source="Fernando and Guitchounts 2025, arXiv:2502.12131")
 @final
 @dataclass(eq=False)
@@ -239,7 +107,7 @@ class StreamDynamics(JointReading):
     leave_out: tuple[int, ...] = ()
     skip_first: bool = True
     seed: int = 0
-    _state: _State | None = field(default=None, init=False, repr=False)
+    _state: StreamSums | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the threshold."""
@@ -277,9 +145,9 @@ class StreamDynamics(JointReading):
         if self._state is None:
             gen = torch.Generator().manual_seed(self.seed)
             shifts = torch.randint(1, max(width, 2), (len(acts) - 1,), generator=gen)
-            self._state = _State.empty(tuple(shifts.tolist()), width)
+            self._state = StreamSums.empty(tuple(shifts.tolist()), width)
         same_width(len(self._state.mean_SD), len(acts), "number of sites")
-        state = _State.empty(self._state.shifts, width, num_nonfinite)
+        state = StreamSums.empty(self._state.shifts, width, num_nonfinite)
         if keep_N.any():
             if not in_range(length_SN[:, keep_N]):
                 acts = [x.double() for x in acts]
@@ -294,7 +162,7 @@ class StreamDynamics(JointReading):
 
     def result(self) -> StreamDynamicsResult:
         """Return the means and correlations over all rows so far."""
-        state = self._state or _State.empty((1,), 0)
+        state = self._state or StreamSums.empty((1,), 0)
         num = state.num_rows or nan
         squares_SD = state.squares_SD
         scale_2PD = (squares_SD[:-1] * state.partners(squares_SD)).sqrt()
