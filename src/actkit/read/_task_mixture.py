@@ -5,6 +5,7 @@ Shapes: B prompts, N points in a prompt, Q queries, D inputs, K discrete tasks.
 
 from dataclasses import dataclass
 from math import log, pi
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,16 +80,20 @@ class TaskMixture:
     def draw(
         self, num: int, num_points: int, num_queries: int, share: float | None = None, seed: int = 0
     ) -> Prompts:
-        """Draw prompts with standard normal inputs; with `share` 1 or 0 of one family alone."""
+        """Draw prompts with standard normal inputs; with `share` 1 or 0 of one family alone.
+
+        They have the tasks' own dtype.
+        """
         gen = torch.Generator().manual_seed(seed)
+        as_tasks: dict[str, Any] = {"generator": gen, "dtype": self.tasks_KD.dtype}
         num_tasks, width = self.tasks_KD.shape
         discrete_B = torch.rand(num, generator=gen) < (self.share if share is None else share)
         index_B = torch.randint(num_tasks, (num,), generator=gen)
-        any_BD = self.scale * torch.randn(num, width, generator=gen)
+        any_BD = self.scale * torch.randn(num, width, **as_tasks)
         task_BD = torch.where(discrete_B[:, None], self.tasks_KD[index_B], any_BD)
-        x_BND = torch.randn(num, num_points, width, generator=gen)
-        query_BQD = torch.randn(num, num_queries, width, generator=gen)
-        noise_BN = self.noise * torch.randn(num, num_points, generator=gen)
+        x_BND = torch.randn(num, num_points, width, **as_tasks)
+        query_BQD = torch.randn(num, num_queries, width, **as_tasks)
+        noise_BN = self.noise * torch.randn(num, num_points, **as_tasks)
         y_BN = linear(x_BND, task_BD) + noise_BN
         return Prompts(x_BND, y_BN, query_BQD, linear(query_BQD, task_BD), discrete_B)
 
