@@ -129,10 +129,10 @@ class Feeder:
     def take(self, batch: Batch, first: int = 0, edits: Sequence[Edit] = ()) -> None:
         """Run one batch, whose samples count from `first` on.
 
-        What is read together is held until the batch has passed.
+        What is read together is held until the last of its sites has run.
         """
-        held: dict[str, Tensor] = {}
-        rows: dict[str, Rows] = {}
+        held: dict[str, tuple[Tensor, Rows]] = {}
+        waiting = dict(self._joint)
 
         def read(site: Site, x: Tensor, moment: Moment) -> None:
             acts, own = flat_rows(site, x.detach(), moment)
@@ -141,16 +141,24 @@ class Feeder:
                 reading.update(acts, own)
             if site.name in self._wanted:
                 # Networks without a table may overwrite in place what they passed on.
-                held[site.name] = acts.clone() if site.stack is None else acts
-                rows[site.name] = own
+                held[site.name] = acts.clone() if site.stack is None else acts, own
+                for patterns in [p for p, names in waiting.items() if held.keys() >= {*names}]:
+                    self._join(patterns, held)
+                    del waiting[patterns]
+                needed = {name for names in waiting.values() for name in names}
+                for name in held.keys() - needed:
+                    del held[name]
 
         self._model.stream(batch, list(self._sites.values()), read, edits)
-        for patterns, names in self._joint.items():
-            if silent := [name for name in names if name not in held]:
-                raise SiteError(f"sites that are read together must run, {silent[0]} did not")
-            shared = shared_rows({name: rows[name] for name in names}, "reading", InputError)
-            for reading in self.fed[patterns]:
-                reading.update([held[name] for name in names], shared)
+        for names in waiting.values():
+            silent = next(name for name in names if name not in held)
+            raise SiteError(f"sites that are read together must run, {silent} did not")
+
+    def _join(self, patterns: tuple[str, ...], held: Mapping[str, tuple[Tensor, Rows]]) -> None:
+        names = self._joint[patterns]
+        shared = shared_rows({name: held[name][1] for name in names}, "reading", InputError)
+        for reading in self.fed[patterns]:
+            reading.update([held[name][0] for name in names], shared)
 
 
 def shared_rows(rows: Mapping[str, Rows], what: str, error: type[ActkitError]) -> Rows:
