@@ -13,7 +13,7 @@ from actkit.read.task_inference import FamilyProbe, Prompts, TaskMixture, task_i
 from actkit.steer.conjugate_prompt import conjugate_prompt
 from tests._evidence import Evidence
 
-INPUTS, NUM_TASKS, POINTS, QUERIES = 5, 3, 12, 4
+INPUTS, NUM_TASKS, POINTS, QUERIES = 5, 3, 12, 6
 WIDTH, HEADS, BLOCKS = 48, 4, 3
 SITE = f"blocks.{BLOCKS - 1}:out"
 GAMMA = 2.0
@@ -81,17 +81,17 @@ def train(
             optimiser.step()
 
 
-def pretrained(seed: int, num_steps: int = 1400) -> tuple[Regressor, TaskMixture]:
+def pretrained(seed: int, num_steps: int = 1500) -> tuple[Regressor, TaskMixture]:
     torch.manual_seed(seed)
     mixture, net = TaskMixture(torch.randn(NUM_TASKS, INPUTS)), Regressor()
     matrices = [p for p in net.blocks.parameters() if p.dim() == 2]
     others = [p for p in net.parameters() if all(p is not m for m in matrices)]
     optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, 1.2e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, 1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.Adam(others, 5e-3, betas=(0.9, 0.98)),
     ]
     rates = [min((s + 1) / 100, 1) * max(0.02, 1 - s / num_steps) for s in range(num_steps)]
-    train(net, mixture, mixture.share, optimisers, rates, 96, 2 * seed + 1)
+    train(net, mixture, mixture.share, optimisers, rates, 80, 2 * seed + 1)
     return net, mixture
 
 
