@@ -14,7 +14,6 @@ import torch
 from bench import instrument, on_ray, peers, reading, store
 from bench._measure import Row
 
-
 PARTS = {
     "instrument": instrument,
     "reading": reading,
