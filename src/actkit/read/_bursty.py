@@ -31,7 +31,7 @@ class Probe:
 
     def __post_init__(self) -> None:
         """Refuse a probe that cannot be answered."""
-        known = torch.isin(self.answer_B, torch.tensor(self.choices))
+        known = torch.isin(self.answer_B.cpu(), torch.tensor(self.choices))
         if not len(known) or not known.all() or len(set(self.choices)) != len(self.choices):
             raise InputError(
                 "a probe needs questions, and answers among its choices, each once: got shape "

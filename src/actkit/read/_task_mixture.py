@@ -32,13 +32,16 @@ class Prompts:
     discrete_B: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Refuse tensors that do not belong together."""
+        """Refuse tensors that do not belong together, and numbers that are none."""
         x, y, query = self.x_BND.shape, self.y_BN.shape, self.query_BQD.shape
         if len(x) != 3 or y != x[:2] or len(query) != 3 or query[::2] != x[::2]:
             raise InputError(
                 "prompts need x (B, N, D), y (B, N) and queries (B, Q, D), "
                 f"got {tuple(x)}, {tuple(y)} and {tuple(query)}"
             )
+        given = (self.x_BND, self.y_BN, self.query_BQD)
+        if num_nonfinite := sum(int((~t.isfinite()).sum()) for t in given):
+            raise InputError(f"prompts must be finite, got {num_nonfinite} NaN or infinite")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

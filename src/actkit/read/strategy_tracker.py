@@ -67,7 +67,7 @@ class StrategyResult:
         return {**found, "competition": self.competition, "induction": max(best, default=nan)}
 
 
-@method(source="Singh et al. 2023, arXiv:2311.08360, section 3")
+@method(source="Singh et al. 2023, arXiv:2311.08360, figure 2")
 def strategy_tracker(
     checkpoints: Checkpoints, in_context: Probe, in_weights: Probe
 ) -> StrategyResult:
@@ -124,7 +124,7 @@ def _accuracy(model: Model, probe: Probe) -> float:
     if num_nonfinite := int((~chosen_BC.isfinite()).any(1).sum()):
         raise InputError(f"logits must be finite, got {num_nonfinite} of {num} rows that are not")
     picked_B = torch.tensor(probe.choices)[chosen_BC.argmax(1)]
-    return float((picked_B == probe.answer_B).double().mean())
+    return float((picked_B == probe.answer_B.cpu()).double().mean())
 
 
 def _induction(model: Model, probe: Probe) -> dict[str, Tensor]:
@@ -136,5 +136,5 @@ def _induction(model: Model, probe: Probe) -> dict[str, Tensor]:
     except SiteError:  # this network's attention cannot be read, or it has none
         return {}
     rec = model.run(probe.inputs, record=names)
-    copy_B1T = probe.copy_BT[:, None].double()
+    copy_B1T = probe.copy_BT[:, None].cpu().double()
     return {n: (rec[n][:, :, -1].cpu().double() * copy_B1T).sum(-1).mean(0) for n in names}

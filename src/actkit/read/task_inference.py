@@ -88,7 +88,8 @@ def task_inference(
         encode: Turns x (B, N, D), y (B, N) and queries (B, Q, D) into the network's inputs.
 
     Raises:
-        InputError: The answers do not fit the prompts, or are not finite.
+        InputError: The prompts do not fit the tasks, or the answers do not fit the prompts or
+            are not finite.
 
     Example:
         >>> class Zero(torch.nn.Module):
@@ -99,6 +100,9 @@ def task_inference(
         >>> task_inference(Model(Zero()), prompts, mixture).implied_B
         tensor([-1.], dtype=torch.float64)
     """
+    width, own = prompts.x_BND.shape[2], mixture.tasks_KD.shape[1]
+    if width != own:
+        raise InputError(f"prompts and tasks must be of one width, got {width} and {own}")
     inputs = encode(prompts.x_BND, prompts.y_BN, prompts.query_BQD)
     rec = model.run(inputs, record=() if site is None else site, logits=True)
     num_queries = prompts.query_BQD.shape[1]
@@ -128,7 +132,7 @@ def _answers(output: Tensor, prompts: Prompts) -> Tensor:
             f"a network must answer {batch} prompts of {num_queries} queries, "
             f"got shape {tuple(output.shape)}"
         )
-    answer_BQ = output[:, -num_queries:].double().cpu()
+    answer_BQ = output[:, -num_queries:].to(prompts.x_BND.device, torch.float64)
     if num_nonfinite := int((~answer_BQ.isfinite()).sum()):
         raise InputError(f"answers must be finite, got {num_nonfinite} NaN or infinite")
     return answer_BQ
