@@ -10,6 +10,7 @@ from torch import Tensor
 
 from actkit.core.errors import InputError
 from actkit.core.recording import Rows
+from actkit.read._math import counted
 
 _SMALL, _LARGE = 1e-12, 1e15  # between these lengths float32 can square a vector
 
@@ -59,8 +60,5 @@ def usable_rows(rows: Rows, finite_N: Tensor, skip_first: bool) -> tuple[Tensor,
         finite_N: Which rows hold finite numbers only, on the CPU.
         skip_first: Whether the first token of a text is left out.
     """
-    keep_N = rows.valid
-    if skip_first:
-        keep_N = keep_N & ~((rows.position == 0) & (rows.token >= 0))
-    keep_N = keep_N.cpu()
+    keep_N = counted(rows, skip_first).cpu()
     return keep_N & finite_N, int((keep_N & ~finite_N).sum())

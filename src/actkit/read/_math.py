@@ -40,9 +40,7 @@ def usable(
         )
     if not acts.is_floating_point():
         raise InputError(f"activations must be floating point, got {acts.dtype}")
-    keep_N = rows.valid
-    if skip_first:
-        keep_N = keep_N & ~((rows.position == 0) & (rows.token >= 0))
+    keep_N = counted(rows, skip_first)
     acts = acts.detach().to("cpu" if acts.device.type == "mps" else acts.device)
     if not keep_N.all():
         acts, rows = _select(acts, rows, keep_N)
@@ -60,6 +58,21 @@ def usable(
         rest, rows = _select(acts, rows, finite_N)
         return usable(rest, rows, dims=dims)[0], rows, num_nonfinite
     return acts.double(), rows, 0
+
+
+def counted(rows: Rows, skip_first: bool) -> Tensor:
+    """Return which rows are no padding and, with `skip_first`, no first token of a text, (N,)."""
+    if not skip_first:
+        return rows.valid
+    return rows.valid & ~((rows.position == 0) & (rows.token >= 0))
+
+
+def median_of_counts(values: Tensor, counts: Tensor) -> float:
+    """Return the median of rising values that occur `counts` times; the mean of the middle two."""
+    cumulative = counts.cumsum(0)
+    total = int(cumulative[-1])
+    middle = torch.tensor([(total - 1) // 2, total // 2])
+    return float(values[torch.searchsorted(cumulative, middle, right=True)].mean())
 
 
 def _select(acts: Tensor, rows: Rows, keep_N: Tensor) -> tuple[Tensor, Rows]:

@@ -17,6 +17,7 @@ from actkit.core.model import Model
 from actkit.core.progress import track
 from actkit.read._alignment import ALIGNMENTS, hidden_axes, permuted
 from actkit.read._interpolation import Gap, Loss, gap, vector
+from actkit.read._pairs import Sums, alignment
 from actkit.read._perturbation import Perturbation, trainable
 
 Train = Callable[[], Iterator[tuple[int, nn.Module]]]
@@ -145,14 +146,13 @@ def _trained(train: Train, look: Callable[[int, nn.Module], None]) -> nn.Module:
 def _similar(
     one: nn.Module, other: nn.Module, inputs: Any, sites: Sequence[str]
 ) -> dict[str, float]:
-    """Return linear CKA ||X^T Y||^2 / (||X^T X|| ||Y^T Y||) of centred rows, by site."""
+    """Return linear CKA by site."""
     if not sites:
         return {}
     read = [Model(m).run(inputs, record=sites) for m in (one, other)]
     found = {}
     for site in read[0]:
         x_ND, y_ND = (rec.flat(site)[0].double().flatten(1) for rec in read)
-        x_ND, y_ND = x_ND - x_ND.mean(0), y_ND - y_ND.mean(0)
-        cross, own, its = ((a.T @ b).norm() for a, b in ((x_ND, y_ND), (x_ND, x_ND), (y_ND, y_ND)))
-        found[site] = float(cross**2 / (own * its))
+        both = Sums.of(torch.cat([x_ND, y_ND], 1), (x_ND.shape[1], y_ND.shape[1]))
+        found[site] = float(alignment(both)[0, 1])
     return found

@@ -15,7 +15,7 @@ from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.recording import Rows
 from actkit.read._base import Reading
-from actkit.read._math import added, mergeable, same_width, usable
+from actkit.read._math import added, median_of_counts, mergeable, same_width, usable
 
 _BINS = 1 << 15  # the non-negative bfloat16 numbers, in rising order of their bits
 
@@ -135,14 +135,6 @@ def _top(acts_ND: Tensor, size_ND: Tensor, rows: Rows, k: int) -> tuple[Peak, ..
     )
 
 
-def _median(counts: Tensor, values: Tensor) -> float:
-    """Return the median of values that occur `counts` times; the mean of the middle two."""
-    cumulative = counts.cumsum(0)
-    total = int(cumulative[-1])
-    middle = torch.tensor([(total - 1) // 2, total // 2])
-    return float(values[torch.searchsorted(cumulative, middle, right=True)].mean())
-
-
 @method(source="Sun et al. 2024, arXiv:2402.17762, section 2")
 @final
 @dataclass(eq=False)
@@ -198,7 +190,7 @@ class Massive(Reading):
         empty = torch.empty(0, 0), Rows.of(torch.ones(1, 0, dtype=torch.bool)).flat()
         state = self._state or _State.of(*empty, self.k, 0)
         values = torch.arange(_BINS, dtype=torch.int16).view(torch.bfloat16).double()
-        median = _median(state.counts, values) if state.num_rows else nan
+        median = median_of_counts(values, state.counts) if state.num_rows else nan
         limit = max(self.floor, self.ratio * median) if state.num_rows else nan
         massive = (values > self.floor) & (values >= limit)
         peak_D = state.peak_D if state.num_rows else state.peak_D * nan
