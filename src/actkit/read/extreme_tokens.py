@@ -16,7 +16,7 @@ from actkit.core.errors import InputError
 from actkit.core.recording import Rows
 from actkit.read._base import JointReading
 from actkit.read._joint import floating, lengths, usable_rows
-from actkit.read._math import added, mergeable, same_width
+from actkit.read._math import added, median_of_counts, mergeable, same_width
 
 _BINS = 1 << 15  # the non-negative bfloat16 numbers, in rising order of their bits
 _MOST = 1.01  # a probability may be rounded up, most of all in bfloat16
@@ -116,10 +116,9 @@ class _State:
         medians_L = torch.full_like(self.first_L, nan)
         for which in range(len(medians_L) if self.num_rows else 0):
             own_X = self.keys_X // _BINS == which
-            bits_X, cumulative_X = self.keys_X[own_X] % _BINS, self.counts_X[own_X].cumsum(0)
-            middle = torch.tensor([(self.num_rows - 1) // 2, self.num_rows // 2])
-            bits = bits_X[torch.searchsorted(cumulative_X, middle, right=True)]
-            medians_L[which] = bits.to(torch.int16).view(torch.bfloat16).double().mean()
+            bits_X = (self.keys_X[own_X] % _BINS).to(torch.int16)
+            values_X = bits_X.view(torch.bfloat16).double()
+            medians_L[which] = median_of_counts(values_X, self.counts_X[own_X])
         return medians_L
 
 
