@@ -59,8 +59,9 @@ class Edit:
             new = replace(self, block=None).write(part, moment.part(self.block))
             start, stop = self.block.start, self.block.stop
             return x if new is part else x.slice_scatter(new, 0, start, stop)
+        run = self.operation.at(moment)
         if self.where.everywhere:
-            return self.operation(x)
+            return run(x)
         if not self.where.acts(moment):
             return x
         mask_BT = self.where.token_mask(moment, len(x), x.shape[1])
@@ -70,7 +71,7 @@ class Edit:
         rows = next((index for axis, index in chosen if axis == 0), slice(None))
         if mask_BT is not None and not mask_BT[rows].any():
             return x
-        return self._on_axes(x, chosen, mask_BT)
+        return self._on_axes(run, x, chosen, mask_BT)
 
     def check_width(self, width: int) -> None:
         """Refuse tensors that are neither as wide as their site nor as the units they choose."""
@@ -102,17 +103,21 @@ class Edit:
         return chosen
 
     def _on_axes(
-        self, x: Tensor, chosen: list[tuple[int, Tensor]], mask_BT: Tensor | None
+        self,
+        run: Callable[[Tensor], Tensor],
+        x: Tensor,
+        chosen: list[tuple[int, Tensor]],
+        mask_BT: Tensor | None,
     ) -> Tensor:
         """Run the operation on the chosen part of x; where it is sized for all, on all."""
         if not chosen:
-            return _masked(self.operation(x), x, mask_BT)
+            return _masked(run(x), x, mask_BT)
         (axis, index), *rest = chosen
         if self.operation.extent(x.dim())[axis] == x.shape[axis] > 1:
-            part = self._on_axes(x, rest, mask_BT).index_select(axis, index)
+            part = self._on_axes(run, x, rest, mask_BT).index_select(axis, index)
         else:
             mask_BT = mask_BT[index] if mask_BT is not None and axis == 0 else mask_BT
-            part = self._on_axes(x.index_select(axis, index), rest, mask_BT)
+            part = self._on_axes(run, x.index_select(axis, index), rest, mask_BT)
         return x.index_copy(axis, index, part)
 
 

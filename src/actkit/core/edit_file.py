@@ -6,9 +6,12 @@ each edit its site, operation, numbers, place and the names of its tensors.
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from math import isfinite
 from os import PathLike
 from pathlib import Path
@@ -20,7 +23,17 @@ from torch import Tensor
 
 from actkit.core.edit import Edit
 from actkit.core.errors import DataError, EditError
-from actkit.core.operations import Add, Affine, Clamp, Operation, ProjectOut, Scale, Set, Swap
+from actkit.core.operations import (
+    Add,
+    Affine,
+    Apply,
+    Clamp,
+    Operation,
+    ProjectOut,
+    Scale,
+    Set,
+    Swap,
+)
 from actkit.core.provenance import stamp
 from actkit.core.where import Where, from_description
 
@@ -58,12 +71,39 @@ def save_edits(
     _write(Path(path), save(tensors, {KEY: json.dumps(header)}))
 
 
-def load_edits(path: str | PathLike[str]) -> list[Edit]:
+def load_edits(path: str | PathLike[str], model: "Model | None" = None) -> list[Edit]:
     """Read the edits of a file, bit by bit as they were saved.
+
+    Args:
+        path: The file.
+        model: The network that they are for; without it nobody checks whether they fit.
 
     Raises:
         DataError: The file is missing, damaged, newer than this actkit, or holds no edits.
+        EditError: They were fitted on another network than `model`.
     """
+    header, tensors = _read(path)
+    if model is not None:
+        _check_origin(header, model, path)
+    try:
+        return [_unpacked(edit, tensors) for edit in header["edits"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"an edit file must hold whole edits: {path}: {error!r}") from error
+
+
+def edit_facts(path: str | PathLike[str]) -> dict[str, Any]:
+    """Return what a file says of its edits: versions, network, settings, and each in a line.
+
+    Raises:
+        DataError: As in `load_edits`.
+    """
+    header, _ = _read(path)
+    edits = [f"{e.operation.name} at {e.site} where {e.where}" for e in load_edits(path)]
+    return {**header, "edits": edits}
+
+
+def _read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a file's header and tensors."""
     if not Path(path).is_file():
         raise DataError(f"an edit file must exist, there is none at {path}")
     try:
@@ -74,10 +114,20 @@ def load_edits(path: str | PathLike[str]) -> list[Edit]:
         raise DataError(
             f"an edit file must be a whole safetensors file: {path}: {error}"
         ) from error
-    try:
-        return [_unpacked(edit, tensors) for edit in header["edits"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"an edit file must hold whole edits: {path}: {error!r}") from error
+    return header, tensors
+
+
+def _check_origin(header: dict[str, Any], model: "Model", path: Any) -> None:
+    """Refuse a network that is not the one that the edits were fitted on."""
+    own = _origin(model, {})
+    for fact in ("width", "weights"):
+        found = header.get(fact)
+        if found is not None and own[fact] is not None and found != own[fact]:
+            raise EditError(
+                f"edits must be used on the network they were fitted on: {path} is of "
+                f"{header.get('model')!r} with {fact} {found}, got {model.name!r} with "
+                f"{own[fact]}; load them without a model to use them all the same"
+            )
 
 
 def _origin(model: "Model | None", about: dict[str, Any]) -> dict[str, Any]:
@@ -91,12 +141,7 @@ def _origin(model: "Model | None", about: dict[str, Any]) -> dict[str, Any]:
 
 def _packed(edit: Edit, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Return an edit's header, and put its tensors with the others."""
-    operation, kind = edit.operation, type(edit.operation).__name__
-    if kind not in _OPERATIONS:
-        raise EditError(
-            f"edits are saved as data, and {operation.name} at {edit.site} holds code: "
-            "write it with the other operations, or save the function yourself"
-        )
+    operation, kind = edit.operation, _kind(edit)
     if edit.block is not None:
         raise EditError(f"an edit of a block of a batch cannot be saved, got {edit.block}")
     own = operation.tensors()
@@ -105,25 +150,53 @@ def _packed(edit: Edit, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]
     tensors |= {f"{name}.{k}": _plain(v) for k, v in own.items()}
     tensors |= {f"{name}.where.{k}": _plain(v) for k, v in where.items()}
     values = {f.name: getattr(operation, f.name) for f in fields(operation)}
+    plain = {k: v for k, v in values.items() if isinstance(v, bool | str | list | tuple)}
     return {
         "site": edit.site,
         "operation": kind,
-        "numbers": {k: _number(v) for k, v in values.items() if isinstance(v, int | float)},
+        "numbers": {k: _number(v) for k, v in values.items() if _is_number(v)},
+        "plain": plain,
         "tensors": {k: f"{name}.{k}" for k in own},
         "where": edit.where.described(),
         "where_tensors": {k: f"{name}.where.{k}" for k in where},
     }
 
 
+def _kind(edit: Edit) -> str:
+    """Return what the operation is called in a file: its class, with its module if not core's."""
+    kind = type(edit.operation)
+    if isinstance(edit.operation, Apply) or "<locals>" in kind.__qualname__:
+        raise EditError(
+            f"edits are saved as data, and {edit.operation.name} at {edit.site} holds code: "
+            "write it with the other operations, or save the function yourself"
+        )
+    own = kind.__name__ in _OPERATIONS and _OPERATIONS[kind.__name__] is kind
+    return kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _operation(kind: str) -> type[Operation]:
+    """Return the class that a file names; of other packages only what is imported already."""
+    if kind in _OPERATIONS:
+        return _OPERATIONS[kind]
+    module, _, name = kind.partition(":")
+    if module.startswith("actkit.") and find_spec(module) is not None:
+        import_module(module)
+    found = getattr(sys.modules.get(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, Operation)):
+        raise ValueError(f"unknown operation {kind!r}")
+    return found
+
+
 def _unpacked(packed: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
-    if packed["operation"] not in _OPERATIONS:
-        raise ValueError(f"unknown operation {packed['operation']!r}")
-    numbers = {k: float(v) for k, v in packed["numbers"].items()}
+    kind = _operation(packed["operation"])
+    numbers = {k: v if isinstance(v, int) else float(v) for k, v in packed["numbers"].items()}
     own = {k: tensors[v] for k, v in packed["tensors"].items()}
-    if broken := [k for k, v in own.items() if not v.isfinite().all()]:
+    lost = {k: v.isnan() if k in kind.boundless else ~v.isfinite() for k, v in own.items()}
+    if broken := [k for k, v in lost.items() if v.any()]:
         raise ValueError(f"{packed['site']} has NaN or infinite values in {', '.join(broken)}")
+    plain = {k: _tuples(v) for k, v in packed.get("plain", {}).items()}
     where = {k: tensors[v] for k, v in packed["where_tensors"].items()}
-    operation = _OPERATIONS[packed["operation"]](**numbers, **own)
+    operation = kind(**numbers, **own, **plain)
     return Edit(packed["site"], operation, from_description(packed["where"], where))
 
 
@@ -161,6 +234,15 @@ def _write(path: Path, data: bytes) -> None:
 def _plain(tensor: Tensor) -> Tensor:
     """Return a copy that shares nothing, as the file needs it."""
     return tensor.detach().cpu().clone().contiguous()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _tuples(value: Any) -> Any:
+    """Return lists as tuples, since JSON knows no others."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _number(value: float) -> float | str:

@@ -6,6 +6,7 @@ ActkitError
 ├── MethodError        an unknown method or family, or a method's file that declares none
 ├── InputError         inputs that the network cannot take
 ├── EditError          an edit that does not fit, or never acts
+├── NotFittedError     a method that is asked for results before it was fitted
 ├── StoreError         a store that cannot be read or written
 │   ├── BusyError      a store that another process is writing
 │   └── DamagedError   a shard or a manifest that is not what was written
@@ -44,6 +45,10 @@ class InputError(ActkitError, ValueError):
 
 class EditError(ActkitError, ValueError):
     """An edit that does not fit its site, or that never acts."""
+
+
+class NotFittedError(ActkitError):
+    """A method that is asked for results before it was fitted."""
 
 
 class StoreError(ActkitError):

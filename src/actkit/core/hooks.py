@@ -5,6 +5,7 @@ Taps of one run are grouped by module and side, so a module carries at most one 
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from copy import copy
 from functools import partial
 from itertools import groupby
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from actkit.core.attention import AttentionSocket
-from actkit.core.errors import SiteError
+from actkit.core.controller import Beside, Controller, kept
+from actkit.core.errors import EditError
 from actkit.core.experts import ExpertSocket, RouterSocket
 from actkit.core.moment import Moment
 from actkit.core.taps import Tap
-
-Chain = tuple[int | str, ...]
+from actkit.core.values import Chain, get, main_input, main_output, put, slots
 
 
 class Stop(Exception):  # noqa: N818
@@ -44,7 +45,9 @@ class Hooks:
         """Plan the hooks; none is set before the context is entered."""
         self._module, self._taps, self._stop = module, list(taps), stop
         self._stacks = stacks
-        self.moments: dict[str, Moment] = defaultdict(Moment)
+        self._memory: dict[Any, dict[Any, Any]] = {}
+        self.moments: dict[str, Moment] = defaultdict(partial(Moment, self._memory))
+        self._aside = False  # a pass beside the run: not counted, not read, never stopped
         self._waiting = {id(t) for t in self._taps if t.read or (t.edits and not t.site.stack)}
         self._calls: dict[tuple[str, str], int] = defaultdict(int)
         self._inside: list[str] = []
@@ -98,6 +101,8 @@ class Hooks:
         for socket in sockets.values():
             self._sockets.append(socket)
             socket.open()
+        if any(t.edits for t in self._taps):
+            self._handles.append(self._module.register_forward_hook(self._check_logits))
 
     def _setter(self, side: str) -> Callable[[nn.Module, str, list[Tap]], RemovableHandle]:
         setters = {
@@ -110,13 +115,22 @@ class Hooks:
 
     def _door(self, name: str, path: str) -> None:
         """Keep the moment of a stack (of the network, for "") up to date."""
+        looking = [] if name else self._looking()
 
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            before = {k: copy(m) for k, m in self.moments.items()} if looking else {}
             for key in [k for k in self._calls if not self._inside or k[0].startswith(f"{path}.")]:
                 del self._calls[key]
             self._inside.append(name)
             self.moments[name].begin(args, kwargs)
             self.moments[name].tell(*self.given)
+            if len(self._inside) == 1 and self.moments[name].step == 0 and not self._aside:
+                self._memory.clear()
+            for controller in () if self._aside else looking:
+                memory = self._memory.setdefault(controller.key, {})
+                alone = partial(self._alone, before)
+                beside = Beside(self._module, (args, kwargs), memory, alone)
+                controller.before(beside, memory, self.moments[name])
 
         def end(*_: Any) -> None:
             if name in self._inside:  # called even where a hook before `begin` failed
@@ -125,6 +139,43 @@ class Hooks:
         module = self._module.get_submodule(path)
         self._handles.append(module.register_forward_pre_hook(begin, with_kwargs=True))
         self._handles.append(module.register_forward_hook(end, always_call=True))
+
+    def _looking(self) -> list[Controller]:
+        """Return the controllers that look ahead, each memory's once."""
+        found: dict[str, Controller] = {}
+        for edit in (e for t in self._taps for e in t.edits):
+            own = edit.operation
+            if isinstance(own, Controller) and type(own).before is not Controller.before:
+                if edit.block is not None:
+                    raise EditError(
+                        f"what looks ahead needs a run of its own: {type(own).__name__} at "
+                        f"{edit.site} cannot be one of several versions in a batch"
+                    )
+                found[own.key] = own
+        return list(found.values())
+
+    def _alone(self, before: Mapping[str, Moment]) -> AbstractContextManager[None]:
+        """Return a context for one more pass from where the moments stood."""
+        moments: dict[str, Moment] = defaultdict(partial(Moment, self._memory))
+        moments |= {k: copy(m) for k, m in before.items()}
+        fresh: dict[tuple[str, str], int] = defaultdict(int)
+        return kept(self, _aside=True, _stop=False, moments=moments, _calls=fresh, _inside=[])
+
+    def _check_logits(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Refuse to go on once edits have made the logits NaN."""
+        logits = getattr(output, "logits", None)
+        if not isinstance(logits, Tensor) or not logits.is_floating_point() or not logits.numel():
+            return
+        last = logits[:, -1] if logits.dim() > 2 else logits
+        if (broken := last.isnan().reshape(len(last), -1).any(-1)).any():
+            edited = [t for t in self._taps if t.edits]
+            lost = [t for t in edited if t.finite is not None and not t.finite]
+            first = f"at {lost[0].site.name}" if lost else f"after {edited[-1].site.name}"
+            raise EditError(
+                f"edits must leave the logits numbers, got NaN at step {self.moments[''].step} in "
+                f"row {broken.nonzero()[0, 0].item()}; values stopped being finite {first}: "
+                "lower the strength"
+            )
 
     def _meant(self, tap: Tap, call: int) -> bool:
         """Say whether a call of a module is one that the tap is meant for.
@@ -153,8 +204,9 @@ class Hooks:
         for tap in taps:
             if self._meant(tap, call):
                 first = call == 0 or tap.site.place.call is not None
-                x = tap.pass_on(x, self._moment(tap), first=first)
-                self._waiting.discard(id(tap))
+                x = tap.pass_on(x, self._moment(tap), first=first and not self._aside)
+                if not self._aside:
+                    self._waiting.discard(id(tap))
         return x
 
     def _done(self, *_: Any) -> None:
@@ -166,18 +218,18 @@ class Hooks:
         groups = _by_item(sorted(taps, key=lambda t: not t.site.place.shared))
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            call, old = self._call(path, "in"), _slots(args, kwargs)
+            call, old = self._call(path, "in"), slots(args, kwargs)
             given = old
             for item, own in groups:
-                chain = item or _main_input(path, given)
-                x = _get(given, chain, f"{path}:in")
+                chain = item or main_input(path, given)
+                x = get(given, chain, f"{path}:in")
                 shared = own[0].site.place.shared and any(t.writes for t in own)
                 # what edits keep for their gradients must not be overwritten by the copy below
                 new = self._pass(own, call, x.clone() if shared else x)
                 if new is not x and shared:
                     x.copy_(new)
                 elif new is not x:
-                    given = _put(given, chain, new)
+                    given = put(given, chain, new)
             self._done()
             if given is old:
                 return None
@@ -191,10 +243,10 @@ class Hooks:
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             call = self._call(path, "out")
             for item, own in groups:
-                chain = item or _main_output(output)
-                x = _get(output, chain, f"{path}:out")
+                chain = item or main_output(output)
+                x = get(output, chain, f"{path}:out")
                 new = self._pass(own, call, x)
-                output = output if new is x else _put(output, chain, new)
+                output = output if new is x else put(output, chain, new)
             self._done()
             return output
 
@@ -226,63 +278,3 @@ def _by_item(taps: list[Tap]) -> list[tuple[Chain, list[Tap]]]:
     """Group taps of one tensor that follow each other; their order stays."""
     alike = groupby(taps, lambda t: (t.site.place.item, t.site.place.shared))
     return [(item, list(own)) for (item, _), own in alike]
-
-
-def _slots(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, Any]:
-    """Return all arguments under their numbers and names."""
-    slots: dict[int | str, Any] = dict(enumerate(args))
-    slots.update(kwargs)
-    return slots
-
-
-def _main_input(path: str, given: Mapping[int | str, Any]) -> Chain:
-    """Return the way to a module's first input that is a tensor."""
-    names = [k for k, v in given.items() if isinstance(v, Tensor)]
-    if not names:
-        raise SiteError(f"{path}:in needs an input that is a tensor, got {list(given)}")
-    named = "hidden_states" in names and not isinstance(names[0], int)
-    return ("hidden_states" if named else names[0],)
-
-
-def _main_output(output: Any) -> Chain:
-    """Return the way to the main tensor of what a module returned: itself, or its first item."""
-    if isinstance(output, tuple | list) and output:
-        return (0, *_main_output(output[0]))
-    if isinstance(output, Mapping):
-        return tuple(k for k, v in output.items() if isinstance(v, Tensor))[:1]
-    return ()
-
-
-def _get(values: Any, chain: Chain, where: str) -> Tensor:
-    for item in chain:
-        try:
-            values = _item(values, item)
-        except (AttributeError, IndexError, TypeError, KeyError) as error:
-            raise SiteError(f"{where} has no item {item!r} in {type(values).__name__}") from error
-    if not isinstance(values, Tensor):
-        raise SiteError(f"{where} must be a tensor to be read, got {type(values).__name__}")
-    return values
-
-
-def _item(values: Any, item: int | str) -> Any:
-    by_name = isinstance(item, str) and not isinstance(values, Mapping)
-    return getattr(values, str(item)) if by_name else values[item]
-
-
-def _put(values: Any, chain: Chain, new: Tensor) -> Any:
-    """Return a copy of the values with the item at the end of the chain replaced."""
-    if not chain:
-        return new
-    item, rest = chain[0], chain[1:]
-    inner = _put(_item(values, item), rest, new)
-    if isinstance(values, tuple):
-        old = _item(values, item)
-        at = item if isinstance(item, int) else [v is old for v in values].index(True)
-        items = [*values[:at], inner, *values[at + 1 :]]
-        return type(values)(*items) if hasattr(values, "_fields") else type(values)(items)
-    changed = copy(values)
-    if isinstance(item, str) and not isinstance(values, Mapping):
-        setattr(changed, item, inner)
-    else:
-        changed[item] = inner
-    return changed

@@ -26,11 +26,13 @@ class Moment:
         device: Where the pass runs.
         frames: From lengths of the inputs (samples of sound) to numbers of rows, (B,) to (B,);
             None where the mask speaks of the rows themselves.
+        memory: What controllers remember, by their keys; empty when a prompt begins.
     """
 
-    def __init__(self) -> None:
-        """Start before any pass."""
+    def __init__(self, memory: dict[Any, dict[Any, Any]] | None = None) -> None:
+        """Start before any pass, with a memory that the moments of one run share."""
         self.frames: Callable[[Tensor], Tensor] | None = None
+        self.memory = {} if memory is None else memory
         self.step, self.writing = 0, False
         self.batch = 0
         self.device = torch.device("cpu")
@@ -87,6 +89,7 @@ class Moment:
         own._mask = None if self._mask is None else self._mask[rows]
         own._tokens = None if self._tokens is None else self._tokens[rows]
         own._prompt, own._rows = None, {}
+        own.memory = self.memory.setdefault((rows.start, rows.stop), {})
         return own
 
     def validity(self, batch: int, num_tokens: int) -> Tensor:

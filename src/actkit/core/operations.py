@@ -7,18 +7,25 @@ heads as (B, T, H, K), at attention sites as (B, T, H, S), of an image as (B, Y 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from actkit.core.errors import EditError
 from actkit.core.layout import rows_first
+from actkit.core.moment import Moment
 
 
 @dataclass(frozen=True, eq=False)
 class Operation(ABC):
-    """What is done to the values at a site. Tensor fields are (D,), (B, D) or (B, T, D)."""
+    """What is done to the values at a site. Tensor fields are (D,), (B, D) or (B, T, D).
+
+    Attributes:
+        boundless: The tensor fields that may hold infinite numbers.
+    """
+
+    boundless: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -33,6 +40,15 @@ class Operation(ABC):
     def neutral(self) -> bool:
         """Say whether nothing would change; such an edit is not even installed."""
         return False
+
+    @property
+    def may_rest(self) -> bool:
+        """Say whether it may leave all values as they are where it acts."""
+        return False
+
+    def at(self, moment: Moment) -> Callable[[Tensor], Tensor]:
+        """Return the operation as it acts in one pass."""
+        return self
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the fields that are tensors."""
@@ -209,8 +225,11 @@ class Apply(Operation):
 
 
 def _like(value: Tensor, x: Tensor) -> Tensor:
-    """Return the value on x's device and in its dtype; refuse one that overflows there."""
-    new = value.to(x.device, x.dtype)
+    """Return the value on x's device and in its dtype; refuse one that overflows there.
+
+    Whole numbers, which are indices, keep their dtype.
+    """
+    new = value.to(x.device, x.dtype if value.is_floating_point() else value.dtype)
     if new.dtype != value.dtype and not new.isfinite().all():
         raise EditError(
             f"an edit must be finite in its site's {x.dtype}, got {value.dtype} "

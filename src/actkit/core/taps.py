@@ -24,6 +24,7 @@ class Tap:
     read: Read | None = None
     fired: bool = False
     acted: set[int] = field(default_factory=set)
+    finite: Tensor | None = None
     _ready: list[Edit] | None = None
     _copy: Tensor | None = None
 
@@ -80,9 +81,10 @@ class Tap:
         moment.batch = moment.batch or len(rows)
         for i, edit in enumerate(self._fitted(rows, axes)):
             new = edit.write(rows, moment)
-            if new is not rows:
+            if new is not rows or edit.operation.may_rest:
                 self.acted.add(i)
             rows = new
+        self.finite = rows.isfinite().all()
         return x if rows is given else rows_back(rows, axes, x)
 
     def _fitted(self, rows: Tensor, axes: str) -> list[Edit]:
