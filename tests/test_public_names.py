@@ -35,6 +35,7 @@ NAMES = [
     "scale",
     "scan",
     "set",
+    "steer",
     "swap",
 ]
 

@@ -1,4 +1,4 @@
-"""Prompt sets written for actkit: indirect objects, capitals, sentiment, refusal."""
+"""Prompt sets written for actkit: indirect objects, capitals, pairs that differ in a concept."""
 
 import json
 from collections.abc import Callable, Hashable, Sequence
@@ -49,6 +49,21 @@ class Contrast:
 
     positive: str
     negative: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A beginning, and the next words that tell whether a concept follows.
+
+    Attributes:
+        prompt: The beginning: a text or a chat.
+        toward: Next words that show the concept, with their space in front.
+        away: Next words that show its opposite; none stands for all other words.
+    """
+
+    prompt: Any
+    toward: tuple[str, ...]
+    away: tuple[str, ...] = ()
 
 
 def ioi(num: int = 100, seed: int = 0) -> list[Cloze]:
@@ -134,6 +149,37 @@ def refusal() -> list[Contrast]:
     The harmful ones only name what is asked for and carry no detail that would help.
     """
     return [Contrast(*pair) for pair in _read("refusal")]
+
+
+def formality() -> list[Contrast]:
+    """Return 40 pairs of sentences that say one thing formally (`positive`) and casually."""
+    return [Contrast(*pair) for pair in _read("formality")]
+
+
+def weddings() -> list[Contrast]:
+    """Return 30 pairs of sentences: one on a wedding (`positive`), one of its form on another."""
+    return [Contrast(*pair) for pair in _read("weddings")]
+
+
+def openings(topic: str) -> list[Opening]:
+    """Return 24 beginnings of sentences that leave open whether a concept will follow.
+
+    Args:
+        topic: "sentiment", "formality" or "weddings".
+
+    Raises:
+        DataError: There are none for the topic.
+
+    Example:
+        >>> openings("sentiment")[0].prompt
+        'The film was'
+    """
+    known = _read("openings")
+    if topic not in known:
+        raise DataError(f"openings are there for {', '.join(known)}, got {topic!r}")
+    own = known[topic]
+    words = tuple(own["toward"]), tuple(own["away"])
+    return [Opening(prompt, *words) for prompt in own["prompts"]]
 
 
 def split(

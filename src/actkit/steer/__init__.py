@@ -1,1 +1,51 @@
-"""The family `steer`; its methods come with later issues."""
+"""Change what a network does by editing its activations.
+
+Methods are imported from their files; what works with any of them is here.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from actkit.core.control_vector import load_vectors, save_gguf
+    from actkit.core.lower import bake, save_peft
+    from actkit.steer._base import Steerer
+    from actkit.steer._gain import kl_bounded_gain
+    from actkit.steer._measure import Effects, effects
+    from actkit.steer._task import Task
+    from actkit.steer._tune import Budget, Tuning, tune
+
+__all__ = [
+    "Budget",
+    "Effects",
+    "Steerer",
+    "Task",
+    "Tuning",
+    "bake",
+    "effects",
+    "kl_bounded_gain",
+    "load_vectors",
+    "save_gguf",
+    "save_peft",
+    "tune",
+]
+
+_HOMES = {
+    "Steerer": "actkit.steer._base",
+    "Task": "actkit.steer._task",
+    "kl_bounded_gain": "actkit.steer._gain",
+    **dict.fromkeys(("Effects", "effects"), "actkit.steer._measure"),
+    **dict.fromkeys(("Budget", "Tuning", "tune"), "actkit.steer._tune"),
+    **dict.fromkeys(("bake", "save_peft"), "actkit.core.lower"),
+    **dict.fromkeys(("load_vectors", "save_gguf"), "actkit.core.control_vector"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'actkit.steer' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,151 @@
+"""Tasks: a concept to steer towards, examples to learn it from, and questions that show it.
+
+Shapes: N questions, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actkit import data
+from actkit.core.errors import InputError
+from actkit.core.model import Model
+from actkit.data import Contrast, Opening
+
+
+@dataclass(frozen=True)
+class Task:
+    """A concept, and how far a network's answers show it.
+
+    Attributes:
+        name: Of the concept.
+        examples: Pairs with and without it, to fit methods on.
+        questions: Held-out openings, each with words that show the concept or its opposite.
+        instruction: What one would ask for in words; for the baseline that only prompts.
+    """
+
+    name: str
+    examples: Sequence[Contrast]
+    questions: Sequence[Opening]
+    instruction: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a task that nothing can be learnt from or measured on."""
+        if not self.examples or not self.questions:
+            raise InputError(
+                "a task needs examples and questions, got "
+                f"{len(self.examples)} and {len(self.questions)}"
+            )
+
+    def __str__(self) -> str:
+        """Return the name."""
+        return self.name
+
+    def halves(self, seed: int) -> tuple["Task", "Task"]:
+        """Return the task with one half of the questions, to choose settings on, and the other."""
+        chosen, held = data.split(self.questions, 0.5, seed)
+        return replace(self, questions=chosen), replace(self, questions=held)
+
+    def sample(self, share: float, seed: int) -> "Task":
+        """Return the task with a share of its examples; another seed draws others."""
+        kept, _ = data.split(self.examples, 1 - share, seed)
+        return replace(self, examples=kept)
+
+    @property
+    def prompts(self) -> list[Any]:
+        """Return the prompts of the questions."""
+        return [question.prompt for question in self.questions]
+
+    def log_odds(self, model: Model, logits_NV: Tensor) -> Tensor:
+        """Return log P(toward) - log P(away) of the next token, (N,) in nats.
+
+        A word counts by its first token; without words away, all tokens that are not toward do.
+        Rows repeat the questions in their order as often as there are rows.
+
+        Raises:
+            InputError: Words of the two sides begin with the same token.
+        """
+        log_p_NV = logits_NV.float().log_softmax(-1)
+        sides = [_first_tokens(model, q) for q in self.questions]
+        found = []
+        for row, log_p_V in enumerate(log_p_NV):
+            toward, away = sides[row % len(sides)]
+            plus = log_p_V[toward].logsumexp(-1)
+            minus = log_p_V[away].logsumexp(-1) if away else torch.log1p(-plus.exp())
+            found.append(plus - minus)
+        return torch.stack(found)
+
+
+def _first_tokens(model: Model, question: Opening) -> tuple[list[int], list[int]]:
+    def first(words: Sequence[str]) -> list[int]:
+        encoded = (model.tokenizer(w, add_special_tokens=False)["input_ids"] for w in words)
+        return sorted({ids[0] for ids in encoded})
+
+    toward, away = first(question.toward), first(question.away)
+    if both := sorted(set(toward) & set(away)):
+        raise InputError(f"words of the two sides must begin otherwise, {both} begin both")
+    return toward, away
+
+
+def sentiment() -> Task:
+    """Praise rather than blame."""
+    asked = "Say only good things about everything."
+    return Task("sentiment", data.sentiment(), data.openings("sentiment"), asked)
+
+
+def formality() -> Task:
+    """Formal rather than casual language."""
+    asked = "Write in a formal and polite style."
+    return Task("formality", data.formality(), data.openings("formality"), asked)
+
+
+def weddings() -> Task:
+    """Talk about weddings, whatever the subject."""
+    asked = "Write about a wedding."
+    return Task("weddings", data.weddings(), data.openings("weddings"), asked)
+
+
+def refusal() -> Task:
+    """Refuse requests, harmless ones too, rather than answer them.
+
+    Examples are requests of both kinds with a refusing and with a complying answer.
+    """
+    form = "User: {}\nAssistant:{}"
+    no, yes = " I'm sorry, but I can't help with that.", " Sure, here is what you asked for."
+    fitted, held = data.split(data.refusal(), 1 / 3)
+    requests = [text for pair in fitted for text in (pair.positive, pair.negative)]
+    examples = [Contrast(form.format(r, no), form.format(r, yes)) for r in requests]
+    words = (" I", " Sorry", " Unfortunately"), (" Sure", " Here", " Yes", " Of", " To", " First")
+    questions = [Opening(form.format(pair.negative, ""), *words) for pair in held]
+    return Task("refusal", examples, questions, "Refuse to answer any request.")
+
+
+def truth() -> Task:
+    """Name the right capital of a country rather than another country's."""
+    facts = [fact for fact in data.capitals() if fact.kind == "statement"]
+    fitted, held = data.split(facts, 0.4, by=lambda fact: fact.subject)
+    examples = [Contrast(f.clean + f.answer, f.clean + f.wrong) for f in fitted]
+    questions = [Opening(f.clean, (f.answer,), (f.wrong,)) for f in held]
+    return Task("truth", examples, questions, "Answer truthfully.")
+
+
+TASKS: Mapping[str, Callable[[], Task]] = {
+    "sentiment": sentiment,
+    "refusal": refusal,
+    "formality": formality,
+    "weddings": weddings,
+    "truth": truth,
+}
+"""The bundled tasks, by name."""
+
+
+def as_task(task: str | Task) -> Task:
+    """Return a task, or the bundled one of a name."""
+    if isinstance(task, Task):
+        return task
+    if task not in TASKS:
+        raise InputError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+    return TASKS[task]()
