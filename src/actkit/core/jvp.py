@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, D width, V vocabulary.
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor
@@ -50,15 +51,12 @@ def derivative(
         [[[3.0, 3.0]]]
     """
     batch = model.encode(inputs)
-    size = batch.num_samples
     with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-        # a strength that asks for gradients is not taken for a mere zero
-        zero_B = torch.zeros(size, requires_grad=True)
-        added = edits(forward_ad.make_dual(zero_B, torch.ones(size)))
+        added = edits(_dual_zeros(batch.num_samples))
         if other := [e.operation.name for e in added if not isinstance(e.operation, Add)]:
             raise EditError(f"a derivative by the strength needs edits that add, got {other[0]}")
         try:
-            pair = forward_ad.unpack_dual(_read(model, batch, added, site))
+            pair: Any = forward_ad.unpack_dual(_read(model, batch, added, site))  # type: ignore[no-untyped-call]
         except NotImplementedError as error:
             kind = getattr(getattr(model.module, "config", None), "_attn_implementation", None)
             raise ModelError(
@@ -73,6 +71,16 @@ def last_tokens(x_BTD: Tensor, rows: Rows) -> Tensor:
     order_T = torch.arange(rows.valid.shape[1], device=rows.valid.device)
     last_B = torch.where(rows.valid, order_T, -1).amax(-1).to(x_BTD.device)
     return x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), last_B]
+
+
+def _dual_zeros(size: int) -> Tensor:
+    """Return zeros whose tangent is one."""
+    # a strength that asks for gradients is not taken for a mere zero
+    zero_B, one_B = torch.zeros(size, requires_grad=True), torch.ones(size)
+    with catch_warnings():
+        simplefilter("ignore", DeprecationWarning)  # of torch about itself, at the first call
+        dual: Tensor = forward_ad.make_dual(zero_B, one_B)  # type: ignore[no-untyped-call]
+    return dual
 
 
 def _read(model: "Model", batch: Any, edits: Sequence[Edit], site: str | None) -> Tensor:

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from actkit.core.control_vector import load_vectors, save_gguf
     from actkit.core.lower import bake, save_peft
     from actkit.steer._base import Steerer
+    from actkit.steer._dose import rescaled
     from actkit.steer._gain import kl_bounded_gain
     from actkit.steer._measure import Effects, effects
-    from actkit.steer._task import Task
+    from actkit.steer._task import Task, as_task
     from actkit.steer._tune import Budget, Tuning, tune
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "Steerer",
     "Task",
     "Tuning",
+    "as_task",
     "bake",
     "effects",
     "kl_bounded_gain",
     "load_vectors",
+    "rescaled",
     "save_gguf",
     "save_peft",
     "tune",
@@ -32,7 +35,8 @@ __all__ = [
 
 _HOMES = {
     "Steerer": "actkit.steer._base",
-    "Task": "actkit.steer._task",
+    **dict.fromkeys(("Task", "as_task"), "actkit.steer._task"),
+    "rescaled": "actkit.steer._dose",
     "kl_bounded_gain": "actkit.steer._gain",
     **dict.fromkeys(("Effects", "effects"), "actkit.steer._measure"),
     **dict.fromkeys(("Budget", "Tuning", "tune"), "actkit.steer._tune"),

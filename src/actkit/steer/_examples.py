@@ -6,7 +6,7 @@ from typing import Any
 
 from actkit.core.digest import digest
 from actkit.core.errors import InputError
-from actkit.data import Contrast
+from actkit.data import Contrast, split
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,14 @@ class Examples:
                 f"{len(self.positive)} and {len(self.negative)}"
             )
         return self
+
+    def sample(self, share: float, seed: int) -> "Examples":
+        """Return a share of the examples, drawn at random; pairs stay together."""
+        if len(self.positive) == len(self.negative):
+            pairs = list(zip(self.positive, self.negative, strict=True))
+            return Examples.of(split(pairs, 1 - share, seed)[0])
+        sides = (split(list(side), 1 - share, seed)[0] for side in (self.positive, self.negative))
+        return Examples(*sides)
 
     def facts(self) -> dict[str, Any]:
         """Return how many there are and their hash, for JSON."""

@@ -3,6 +3,9 @@
 Shapes: N questions, V vocabulary.
 """
 
+import math
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +17,9 @@ from actkit import data
 from actkit.core.errors import InputError
 from actkit.core.model import Model
 from actkit.data import Contrast, Opening
+from actkit.steer._examples import Examples
+
+WORD = re.compile(r"[^\W\d_]+")
 
 
 @dataclass(frozen=True)
@@ -22,23 +28,21 @@ class Task:
 
     Attributes:
         name: Of the concept.
-        examples: Pairs with and without it, to fit methods on.
+        examples: With and without it, to fit methods on: as `ContrastSteerer.fit` takes them.
         questions: Held-out openings, each with words that show the concept or its opposite.
         instruction: What one would ask for in words; for the baseline that only prompts.
     """
 
     name: str
-    examples: Sequence[Contrast]
+    examples: Any
     questions: Sequence[Opening]
     instruction: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a task that nothing can be learnt from or measured on."""
-        if not self.examples or not self.questions:
-            raise InputError(
-                "a task needs examples and questions, got "
-                f"{len(self.examples)} and {len(self.questions)}"
-            )
+        object.__setattr__(self, "examples", Examples.of(self.examples))
+        if not self.questions:
+            raise InputError("a task needs questions to measure it on, got none")
 
     def __str__(self) -> str:
         """Return the name."""
@@ -51,8 +55,23 @@ class Task:
 
     def sample(self, share: float, seed: int) -> "Task":
         """Return the task with a share of its examples; another seed draws others."""
-        kept, _ = data.split(self.examples, 1 - share, seed)
-        return replace(self, examples=kept)
+        return replace(self, examples=self.examples.sample(share, seed))
+
+    @classmethod
+    def from_texts(
+        cls, model: Model, positive: Sequence[str], negative: Sequence[str], name: str = "texts"
+    ) -> "Task":
+        """Make a task of two sets of texts; the words that tell them apart show the concept.
+
+        Questions are neutral beginnings of sentences.
+
+        Raises:
+            InputError: A side is empty, or no word tells the sides apart.
+        """
+        examples = Examples.of({"positive": positive, "negative": negative})
+        toward, away = telling_words(model, positive, negative)
+        prompts = [opening.prompt for opening in data.openings("weddings")]
+        return cls(name, examples, [Opening(prompt, toward, away) for prompt in prompts])
 
     @property
     def prompts(self) -> list[Any]:
@@ -81,13 +100,50 @@ class Task:
 
 def _first_tokens(model: Model, question: Opening) -> tuple[list[int], list[int]]:
     def first(words: Sequence[str]) -> list[int]:
-        encoded = (model.tokenizer(w, add_special_tokens=False)["input_ids"] for w in words)
-        return sorted({ids[0] for ids in encoded})
+        return sorted({_first_token(model, word) for word in words})
 
     toward, away = first(question.toward), first(question.away)
     if both := sorted(set(toward) & set(away)):
         raise InputError(f"words of the two sides must begin otherwise, {both} begin both")
     return toward, away
+
+
+def telling_words(
+    model: Model, positive: Sequence[str], negative: Sequence[str], num: int = 12
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the words that tell two sets of texts apart, by their smoothed log-odds.
+
+    A word counts once a text. Words of the two sides never begin with the same token.
+
+    Raises:
+        InputError: No word is in more texts of one side than of the other.
+    """
+    sides = [Counter(w for text in texts for w in set(WORD.findall(text.lower())))
+             for texts in (positive, negative)]  # fmt: skip
+    plus, minus = ((n, len(texts)) for n, texts in zip(sides, (positive, negative), strict=True))
+
+    def odds(word: str) -> float:
+        return math.log((plus[0][word] + 0.5) / (plus[1] + 1)) - math.log(
+            (minus[0][word] + 0.5) / (minus[1] + 1)
+        )
+
+    ordered = sorted({*plus[0], *minus[0]}, key=lambda w: (-odds(w), w))
+    first = {w: _first_token(model, f" {w}") for w in ordered}
+    toward = [w for w in ordered if odds(w) > 0][:num]
+    away = [w for w in reversed(ordered) if odds(w) < 0][:num]
+    taken = {first[w] for w in toward}
+    away = [w for w in away if first[w] not in taken]
+    if not toward:
+        raise InputError(
+            f"a word must tell the texts apart, none of {len(ordered)} is in more texts of the "
+            f"positive side ({len(positive)}) than of the negative ({len(negative)})"
+        )
+    return tuple(f" {w}" for w in toward), tuple(f" {w}" for w in away)
+
+
+def _first_token(model: Model, word: str) -> int:
+    first: int = model.tokenizer(word, add_special_tokens=False)["input_ids"][0]
+    return first
 
 
 def sentiment() -> Task:

@@ -3,9 +3,7 @@
 Nothing heavy is imported before a command runs, so help and listings answer at once.
 """
 
-import json
 import sys
-from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actkit import __version__
+from actkit.cli._output import AsJson, Source, make_folder, open_data, print_json, print_table
+from actkit.cli.steer import steer_app
 from actkit.core.errors import ActkitError
 
 if TYPE_CHECKING:
@@ -26,14 +26,8 @@ app = typer.Typer(
 )
 methods_app = typer.Typer(help="List the methods, or show one.", invoke_without_command=True)
 app.add_typer(methods_app, name="methods")
+app.add_typer(steer_app, name="steer")
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        help="smollm2, minilm, efficientnet-lite0, a Hub id, a folder, or a .gguf file."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Data = Annotated[
     str | None,
     typer.Option(
@@ -86,10 +80,12 @@ def scan(
     """Ask a network the first questions: how big, how sparse, which units, dimensions, sinks."""
     import actkit as ak
 
-    _folder(out)
+    make_folder(out)
     other = None if against is None else ak.open(against)
     model = ak.open(source)
-    report = ak.scan(model, _data(data), tokens, against=other, control=control, questions=question)
+    report = ak.scan(
+        model, open_data(data), tokens, against=other, control=control, questions=question
+    )
     page = report.to_html(out / "index.html")
     text = report.to_json(out / "report.json")
     if as_json:
@@ -120,13 +116,13 @@ def open_(
             {"name": s.name, "shape": s.shape, "where": s.where, "refused": s.refused}
             for s in sites
         ]
-        _print_json({"model": model.name, "note": model.note, "sites": rows})
+        print_json({"model": model.name, "note": model.note, "sites": rows})
         return
     typer.echo(f"{model!r}\n{model.note}")
     table = [
         (s.name, ", ".join(map(str, s.shape or ())) or "-", s.refused or s.where) for s in sites
     ]
-    _print_table(table)
+    print_table(table)
 
 
 @app.command()
@@ -144,11 +140,11 @@ def record(
     from actkit.report.feed import Feed
 
     model = ak.open(source)
-    feed = Feed(model, _data(data), tokens)
+    feed = Feed(model, open_data(data), tokens)
     store = model.harvest(feed, site, to, dtype=dtype)
     facts = {"path": str(to), "rows": len(store), "sites": list(store.sites), "data": str(feed)}
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     typer.echo(f"{len(store):,} rows of {', '.join(store.sites)} in {to}\n{feed}")
 
@@ -173,7 +169,7 @@ def compare(
 
     model = None if source is None else ak.open(source)
     if out is not None:
-        _folder(out)
+        make_folder(out)
     log = None if out is None else out / "runs.jsonl"
     board = ak.compare(
         family, model, task=task, methods=method, seeds=seeds, log=log, engine=engine
@@ -201,9 +197,9 @@ def methods(
 
     found = entries(family)
     if as_json:
-        _print_json([_card(e) for e in found])
+        print_json([_card(e) for e in found])
         return
-    _print_table([(e.family, e.name, e.summary) for e in found])
+    print_table([(e.family, e.name, e.summary) for e in found])
 
 
 @methods_app.command()
@@ -217,9 +213,9 @@ def show(
 
     card = _card(entry(name))
     if as_json or context.obj:
-        _print_json(card)
+        print_json(card)
         return
-    _print_table([(key, value) for key, value in card.items()])
+    print_table([(key, value) for key, value in card.items()])
 
 
 @app.command()
@@ -233,26 +229,9 @@ def papers(
 
     answer = search(question, num)
     if as_json:
-        _print_json(answer.to_dict())
+        print_json(answer.to_dict())
         return
     typer.echo(str(answer))
-
-
-def _data(source: str | None) -> Any:
-    """Open a user's data; None stays None."""
-    if source is None:
-        return None
-    import actkit as ak
-
-    return ak.data.load(source)
-
-
-def _folder(path: Path) -> None:
-    """Make a folder before long work begins, or say why it cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ActkitError(f"--out needs a folder, got {path}: {error.strerror}") from error
 
 
 def _card(entry: "Entry") -> dict[str, Any]:
@@ -263,16 +242,3 @@ def _card(entry: "Entry") -> dict[str, Any]:
         "source": entry.source,
         "call": entry.signature,
     }
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Print columns that line up; the last one is as long as it likes."""
-    columns = list(zip(*rows, strict=True))[:-1]
-    widths = [max(map(len, column)) for column in columns]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        typer.echo("  ".join([*cells, row[-1]]))
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
