@@ -101,11 +101,8 @@ class Chat:
         return self.strength if self.on else 0.0
 
     def _strength(self, argument: str) -> str:
-        try:
-            number = float(_given(argument, "a number"))
-            self.edits(number)
-        except ValueError as error:
-            raise InputError(f"/strength needs a finite number, got {argument!r}") from error
+        number = _number(argument, float)
+        self.edits(number)  # refuses what is no strength before anything changes
         self.strength, self.on = number, True
         return str(self)
 
@@ -120,11 +117,9 @@ class Chat:
     def _layer(self, argument: str) -> str:
         if self.move is None:
             raise InputError("what steers here chooses its layers itself")
-        try:
-            self.edits = self.move(int(_given(argument, "a number")))
-            self.edits(self.strength)
-        except ValueError as error:
-            raise InputError(f"/layer needs a layer's number: {error}") from error
+        moved = self.move(int(_number(argument, int)))
+        moved(self.strength)  # refuses an unknown layer before anything changes
+        self.edits = moved
         return f"layer {argument}"
 
     def _clear(self, _: str) -> str:
@@ -171,6 +166,13 @@ def _plain(text: str) -> Any:
     from rich.text import Text
 
     return Text(text)
+
+
+def _number(argument: str, kind: Callable[[str], float]) -> float:
+    try:
+        return kind(_given(argument, "a number"))
+    except ValueError as error:
+        raise InputError(f"the command needs a number after it, got {argument!r}") from error
 
 
 def _given(argument: str, what: str) -> str:

@@ -101,6 +101,8 @@ def tune(
     positive: Positive = None,
     negative: Negative = None,
     method: MethodName = "caa",
+    kl: Annotated[float, typer.Option(help="Largest KL of the next token (nats).")] = 1.0,
+    perplexity: Annotated[float, typer.Option(help="Largest perplexity ratio of text.")] = 2.0,
     out: Annotated[Path | None, typer.Option(help="Folder for plot, table and edits.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -108,7 +110,8 @@ def tune(
     import actkit as ak
 
     model = ak.open(source)
-    found = ak.steer.tune(model, method, _task(model, task, positive, negative))
+    budget = ak.steer.Budget(kl=kl, perplexity=perplexity)
+    found = ak.steer.tune(model, method, _task(model, task, positive, negative), budget=budget)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         found.plot(out / "tuning.html")

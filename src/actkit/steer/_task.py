@@ -19,7 +19,7 @@ from actkit.core.model import Model
 from actkit.data import Contrast, Opening
 from actkit.steer._examples import Examples
 
-WORD = re.compile(r"[^\W\d_]+")
+WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
