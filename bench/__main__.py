@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from bench import instrument, on_ray, peers, reading, store
+from bench import instrument, on_ray, peers, reading, steering, store
 from bench._measure import Row
 
 PARTS = {
     "instrument": instrument,
     "reading": reading,
+    "steering": steering,
     "store": store,
     "on_ray": on_ray,
     "peers": peers,
