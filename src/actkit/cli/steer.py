@@ -143,12 +143,15 @@ def show(
         return
     settings = dict(facts.get("settings") or {})
     effects = settings.pop("side_effects", None)
-    typer.echo(f"{path}: {len(facts['edits'])} edits, actkit {facts['actkit']}")
+    typer.echo(f"{path}: {len(facts['edits'])} edit(s), written by actkit {facts['actkit']}")
     typer.echo(f"fitted on    {facts.get('model') or 'nothing said'}")
     if facts.get("weights"):
         typer.echo(f"weights      {facts['weights']}")
     for name, value in settings.items():
-        typer.echo(f"{name:<12} {value}")
+        plain = (
+            ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        )
+        typer.echo(f"{name:<12} {plain}")
     for line in facts["edits"]:
         typer.echo(f"edit         {line}")
     if effects is None:
