@@ -40,13 +40,21 @@ def model() -> Model:
     return tiny.model()
 
 
+class Fitted(dict[str, Any]):
+    """Each steerer, fitted when it is first asked for."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def __missing__(self, name: str) -> Any:
+        self[name] = ak.get(name)().fit(self.model, PAIRS)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def fitted(model: Model) -> dict[str, Any]:
-    """Each steerer, fitted once."""
-    kept: dict[str, Any] = {}
-    for entry in STEERERS:
-        kept[entry.name] = entry.load()().fit(model, PAIRS)
-    return kept
+def fitted(model: Model) -> Fitted:
+    return Fitted(model)
 
 
 def logits(model: Model, edits: Any, prompts: Any = PROMPTS) -> Tensor:

@@ -118,7 +118,7 @@ def learnt(concepts: Mapping[str, Concept], acts: Acts, labels_NC: Tensor) -> Re
     acts_K, weights_CK = acts(used), torch.zeros(len(rows), len(used))
     writes_CK, trees, cuts = torch.zeros_like(weights_CK), list[Tree](), list[tuple[float, float]]()
     for i, ((concept, more_F, labels_N), features) in enumerate(zip(rows, chosen, strict=True)):
-        own = features
+        own = [used.index(f) for f in features]
         weights_CK[i, own] = concept.weighed(more_F[features])
         writes_CK[i, own] = more_F[features]
         sums = [acts_TK @ weights_CK[i] for acts_TK in acts_K]
@@ -181,4 +181,4 @@ def leaf(tree: Any, acts: Tensor) -> Tensor:
     if not isinstance(tree, tuple):
         return torch.full_like(acts[..., 0], tree)
     feature, at, low, high = tree
-    return torch.where(acts[..., feature] > at, leaf(high, acts), leaf(low, acts))
+    return torch.where(acts[..., feature] > at, leaf(low, acts), leaf(high, acts))
