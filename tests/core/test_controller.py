@@ -45,13 +45,12 @@ class Watch(Controller):
 class Echo(Controller):
     """Add what the watcher saw, and count the steps of each row."""
 
-    log: tuple[str, ...] = ()
-
     def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
         """Return x + s seen."""
         STEPS.append((memory.get("steps", 0), moment.step, len(x)))
         memory["steps"] = memory.get("steps", 0) + 1
-        return x + self.dose(x) * memory["seen"]
+        seen: Tensor = memory["seen"]
+        return x + self.dose(x) * seen
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,6 +82,13 @@ def test_connectives_negation_and_confidence() -> None:
         assert closure(order, sure, "product").confidence == {**sure, "c": 0.2, "d": 0.4}
 
 
+def test_the_surest_of_several_proofs_counts() -> None:
+    rules = [parsed("a IMPLIES c"), parsed("b IMPLIES c"), parsed("b OR a IMPLIES d")]
+    for order in (rules, rules[::-1]):
+        found = closure(order, {"a": 0.5, "b": 0.4}).confidence
+        assert (found["c"], found["d"]) == (0.5, 0.5)
+
+
 @pytest.mark.parametrize(
     "text", ["a", "a OR IMPLIES b", "a IMPLIES b OR c", "a IMPLIES NOT b", "a + b IMPLIES c", ""]
 )
@@ -309,6 +316,7 @@ def test_in_a_language_model(tmp_path: Path) -> None:
     assert held == [["eight", "nine", "seven"], ["seven"], ["eight", "nine", "seven"]]
     local = own.reason(model, prompts, "local")
     assert [sorted(c.confidence) for c in local[1][-3:]] == [[], ["seven"], []]
+    assert own.active(model, ["w7 w3", "w3 w7"]).any(-1).tolist() == [[False] * 2, [False, True]]
     strengths = torch.tensor([2.0, 2.0, 0.0])
     bare, steered = logits([]), logits(own.edits(strengths))
     assert torch.equal(steered[1:], bare[1:]), "nothing inferred, and a strength of 0"
@@ -323,6 +331,13 @@ def test_in_a_language_model(tmp_path: Path) -> None:
     for row in range(3):
         alone = model.generate(prompts[row : row + 1], edits=own.edits(4.0), max_new_tokens=5)
         assert alone == [written[row]]
+    text, words = prompts[0], []
+    for step in range(5):  # what held in the prompt holds on at every step
+        where = ak.Where(tokens=list(range(4, 5 + step)))
+        at = [ak.Edit(e.site, e.operation, where) for e in own.edits(4.0)]
+        words.append(f"w{int(logits(at, [text]).argmax())}")
+        text = f"{text} {words[-1]}"
+    assert written[0] == " ".join(words)
     other = ak.add("resid_post.1", tiny.uneven(tiny.WIDTH), 0.5)
     assert not torch.equal(logits([other, *own.edits(1.0)])[0], logits(own.edits(1.0))[0])
 

@@ -108,9 +108,9 @@ THINGS = ("film", "novel", "concert", "meal", "hotel", "show", "lecture", "phone
 @pytest.mark.slow
 @pytest.mark.paper("fine-grained-activation-steering")
 def test_sentiment(smollm2: Model, evidence: Evidence) -> None:
-    """A hundred of 17,280 units move the words; the price is more than that of a full vector."""
+    """A hundred of 17,280 units move the words; a full mean difference does so at a lower price."""
     train, _ = ak.data.split(ak.data.sentiment(), test=0.25, seed=0)
-    pairs = [(p.positive.rstrip("."), p.negative.rstrip(".")) for p in train[:40]]
+    pairs = [(p.positive.rstrip("."), p.negative.rstrip(".")) for p in train]
     prompts = [f"I think the {thing} was" for thing in THINGS]
     prose = ak.data.text(num_samples=60)
     neutral = [" ".join(prose[i : i + 2])[:100] for i in range(0, 30, 5)]
@@ -150,18 +150,18 @@ def test_sentiment(smollm2: Model, evidence: Evidence) -> None:
         at_most=0.5 * float(moves.mean()),
     )
 
-    caa = CAA(layers=18).fit(smollm2, pairs)
-    low, high = 0.0, 1.0
+    caa, low, high = CAA(layers=18).fit(smollm2, pairs), 0.0, 1.0
     for _ in range(5):
         middle = (low + high) / 2
-        enough = (margin(_everywhere(caa, middle)) - before).mean() >= moves.mean()
+        enough = (margin(everywhere(caa, middle)) - before).mean() >= moves.mean()
         low, high = (low, middle) if enough else (middle, high)
-    ratio = price(edits) / price(_everywhere(caa, high))
-    # Half was hoped for. At this size a mean difference of one block is cheaper: here 3 times
-    # (block 18), from 2 to 8 times in other blocks, prompts and strengths, and on mlp_out and
-    # resid_post, whose units often have the sign that scaling drives the wrong way, dearer still.
+    ratio = price(edits) / price(everywhere(caa, high))
+    # Half was hoped for. At this size a mean difference is cheaper: here 3 times, by 2 times if
+    # it is that of the best block's z. Only z of some other blocks costs twice as much as the
+    # units, or never gets there.
     evidence("KL on neutral text over that of a mean difference", measured=ratio, at_most=5)
 
 
-def _everywhere(caa: CAA, strength: float) -> list[ak.Edit]:
+def everywhere(caa: CAA, strength: float) -> list[ak.Edit]:
+    """Return the edits of a mean difference that acts on every token, as the units do."""
     return [ak.add("resid_post.18", caa.vectors_[18], strength)]

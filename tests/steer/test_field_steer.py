@@ -99,6 +99,14 @@ def test_pad_crops_the_middle_and_fills_the_far_end() -> None:
     assert not moved[..., 7:].any()
 
 
+def test_drop_is_the_mean_over_the_grid_on_any_grid() -> None:
+    steer, x = fitted("drop", 5, 7, renormalise=False), torch.ones(1, 4, 3, 9)
+    vector = steer.delta_.double().mean((1, 2), keepdim=True).expand(4, 3, 9)
+    moved = steered(passing(), steer, x, 1.0) - x
+    want = vector / vector.norm() * x.double().norm()
+    torch.testing.assert_close(moved[0].double(), want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [(4, 6), (3, 4, 5)], ids=str)
 def test_interpolation_keeps_a_linear_field_linear(size: tuple[int, ...]) -> None:
     """On a grid three times as fine every third point of the inside is an old one."""

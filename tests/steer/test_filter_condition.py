@@ -263,9 +263,10 @@ def test_images_of_a_group_are_held_out_together() -> None:
     images, lots = tiny.uneven(12, 30, 2, 2)[photo], tiny.uneven(12, seed=1)[photo]
     model = ak.open(Pixels())
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
-    given = (model, images[order], [], "images:out", {"lots": lots[order]})
-    assert filter_effect(*given).before["lots"] > 0.9
-    assert filter_effect(*given, photo[order]).before["lots"] < 0.3
+    seen, drawn = images[order], {"lots": lots[order]}
+    assert filter_effect(model, seen, [], "images:out", drawn).before["lots"] > 0.9
+    apart = filter_effect(model, seen, [], "images:out", drawn, photo[order])
+    assert apart.before["lots"] < 0.3
 
 
 def test_bad_attributes_and_groups_are_refused() -> None:

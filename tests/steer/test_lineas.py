@@ -1,5 +1,6 @@
 """End-to-end transport: the closed optimum, two layers that share a cause, sparsity."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ PAIRS = [(f"w{i} w{2 * i + 1} w{40 + i}", f"w{i} w{2 * i + 2} w{60 + i} w8") for
 
 def normal(num: int, mean: Any, std: Any, seed: int) -> Tensor:
     gen = torch.Generator().manual_seed(seed)
-    mean, std = torch.as_tensor(mean).double(), torch.as_tensor(std).double()
-    return mean + std * torch.randn(num, len(mean), generator=gen, dtype=torch.float64)
+    mean_D: Tensor = torch.as_tensor(mean).double()
+    raw_ND = torch.randn(num, len(mean_D), generator=gen, dtype=torch.float64)
+    return mean_D + torch.as_tensor(std).double() * raw_ND
 
 
 def sides(negative: Tensor, positive: Tensor) -> dict[str, list[Tensor]]:
@@ -98,22 +100,20 @@ def test_sparsity_selects_the_units_that_shifted(evidence: Evidence) -> None:
     data = sides(normal(301, torch.zeros(100), torch.ones(100), 0), normal(257, mean, [1.0], 1))
     model = ak.open(nn.Sequential(nn.Identity()))
     active: dict[float, Tensor] = {}
-    for sparsity in (0.0, 0.03, 0.1, 0.3, 1.0, 3.0):
-        settings: dict[str, Any] = {"num_steps": 150, "learning_rate": 0.3, "batch_size": 301}
+    for sparsity in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
+        settings: dict[str, Any] = {"num_steps": 100, "learning_rate": 0.2, "batch_size": 301}
         eas = LinEAS(sites="0:out", sparsity=sparsity, **settings).fit(model, data)
         found = eas.maps_["0:out"]
         active[sparsity] = ((found.slope != 1) | (found.bias != 0)).nonzero()[:, 0]
     counts = [len(own) for own in active.values()]
-    rises = sum(late > early for early, late in zip(counts, counts[1:], strict=False))
+    rises = sum(late > early for early, late in pairwise(counts))
     evidence("rises of the number of active units along the path", measured=rises, at_most=0)
     evidence("active units at its start", measured=counts[0], equals=100, tolerance=0)
     evidence("active units at its end", measured=counts[-1], equals=0, tolerance=0)
-    chosen = next(own for own in active.values() if len(own) <= 8)
+    chosen = [own for own in active.values() if len(own)][-1]
     hits = int(torch.isin(chosen, planted).sum())
-    evidence(
-        "precision of the first that leaves 8 or fewer", measured=hits / len(chosen), at_least=0.9
-    )
-    evidence("recall of the same", measured=hits / 5, at_least=0.9)
+    evidence("precision of the sparsest choice", measured=hits / len(chosen), at_least=0.9)
+    evidence("recall of the sparsest choice", measured=hits / 5, at_least=0.9)
 
 
 def test_the_network_collects_no_gradients_and_the_loss_falls() -> None:

@@ -172,6 +172,8 @@ def test_what_cannot_be_learnt_is_refused() -> None:
     model, given = stack(), sides()
     with pytest.raises(InputError, match="control_cost must be positive, got 0"):
         LQR(control_cost=0.0, sites=NAMES).fit(model, given)
+    with pytest.raises(InputError, match="num_calibration must be at least 1, got 0"):
+        LQR(sites=NAMES, num_calibration=0).fit(model, given)
     with pytest.raises(InputError, match="at least 2 sites"):
         LQR(sites="0:out").fit(model, given)
     with pytest.raises(InputError, match="sides must differ"):

@@ -39,10 +39,10 @@ def test_with_all_coordinates_the_loss_is_that_of_rmu(evidence: Evidence) -> Non
 
 
 def test_rmu_is_trained_as_published() -> None:
-    """Both losses of the first two steps, against a plain loop on a copy of the layer."""
+    """Both losses of the first steps, against a plain loop on a copy of the layer."""
     layer = nn.Linear(5, 7).double()
     forget, retain = tiny.uneven(6, 5).double(), tiny.uneven(4, 5, seed=1).double()
-    srmu = SRMU("0:out", ["0"], selective=False, alpha=3.0, rate=0.1, num_steps=2, batch_size=9)
+    srmu = SRMU("0:out", ["0"], selective=False, alpha=30.0, rate=0.1, num_steps=6, batch_size=9)
     found = srmu.fit(
         ak.open(nn.Sequential(layer)), {"forget": list(forget), "retain": list(retain)}
     )
@@ -56,9 +56,9 @@ def test_rmu_is_trained_as_published() -> None:
         retain_loss = (r - kept).square().sum(-1).mean()
         assert (lost, moved) == pytest.approx((forget_loss.item(), retain_loss.item()), rel=1e-5)
         optimizer.zero_grad()
-        torch.autograd.backward(forget_loss + 3.0 * retain_loss)
+        torch.autograd.backward(forget_loss + 30.0 * retain_loss)
         optimizer.step()
-    assert len(found.losses_) == 2
+    assert len(found.losses_) == 6
     assert srmu.target_.norm().item() == pytest.approx(6.5)
 
 

@@ -181,4 +181,4 @@ def leaf(tree: Any, acts: Tensor) -> Tensor:
     if not isinstance(tree, tuple):
         return torch.full_like(acts[..., 0], tree)
     feature, at, low, high = tree
-    return torch.where(acts[..., feature] > at, leaf(low, acts), leaf(high, acts))
+    return torch.where(acts[..., feature] > at, leaf(high, acts), leaf(low, acts))

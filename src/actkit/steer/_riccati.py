@@ -57,7 +57,7 @@ def riccati(
 def open_loop(pulled: Sequence[Tensor], plans: Mapping[int, Plan]) -> dict[int, Tensor]:
     """Return what the regulator adds, (D,), if the state is the mean and the model is exact."""
     pushes = {}
-    ahead_J = torch.zeros(len(pulled) + 1).double()  # V z: the features that would be met
+    ahead_J = pulled[0].new_zeros(len(pulled) + 1)  # V z: the features that would be met
     for k, pulled_JD in enumerate(pulled):
         ahead_J = ahead_J[1:]
         if k in plans:

@@ -115,6 +115,14 @@ class AttentionRedirect(Steerer):
         InputError: `suppress` is out of its range, the mask is none or leaves no background, or a
             layer has no number of heads.
         EditError: The strength is not in [0, 1]; in a run, the layer or its grid does not fit.
+
+    Example:
+        >>> import actkit as ak
+        >>> net = torch.nn.ModuleDict({"attn1": torch.nn.ModuleDict({"to_q": torch.nn.Identity()})})
+        >>> net["attn1"].heads = 2
+        >>> redirect = AttentionRedirect("attn1").fit(ak.open(net), torch.tensor([[0, 1, 0, 0]]))
+        >>> redirect.heads_, redirect.about_["data"]["share"]
+        ({'attn1': 2}, 0.25)
     """
 
     grid: ClassVar[tuple[float, ...]] = (0.25, 0.5, 0.75, 1.0)

@@ -34,7 +34,7 @@ def momentum(gains_ND: Tensor) -> Tensor:
     return torch.where(up_D >= down_D, up_D, -down_D) / len(gains_ND)
 
 
-@method(source="Feng et al. 2026, arXiv:2602.04428, section 4")
+@method(source="Feng et al. 2026, arXiv:2602.04428, and the code")
 @dataclass
 class AUSteer(ContrastSteerer):
     """Fine-grained steering: scale single units by strength times the consistency of their sign.

@@ -115,9 +115,8 @@ class Turn(Dosed):
     vector: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return |x| (x + s v) / |x + s v|, x itself in rows of strength 0."""
-        dose = self.dose(x)
-        new = x + dose * self.vector
+        """Return |x| (x + s v) / |x + s v|, which is x bit by bit in rows of strength 0."""
+        new: Tensor = x + self.dose(x) * self.vector
         length = new.norm(dim=-1, keepdim=True)
-        scale = x.norm(dim=-1, keepdim=True) / length.clamp_min(torch.finfo(x.dtype).tiny)
-        return torch.where(torch.as_tensor(dose == 0, device=x.device), x, new * scale)
+        scale: Tensor = x.norm(dim=-1, keepdim=True) / length.clamp_min(torch.finfo(x.dtype).tiny)
+        return new * scale

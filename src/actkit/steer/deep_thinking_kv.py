@@ -43,8 +43,8 @@ class DeepThinkingKV:
     Example:
         >>> import actkit as ak
         >>> m = ak.open("smollm2")
-        >>> kv = DeepThinkingKV(steps=2).fit(m, "France - Paris. Italy - Rome.")
-        >>> m.generate(kv.prompts(m, [" Japan -"]), cache=kv.cache(1), max_new_tokens=1)
+        >>> kv = DeepThinkingKV(steps=2).fit(m, "France: Paris. Italy: Rome.")
+        >>> m.generate(kv.prompts(m, [" Japan:"]), cache=kv.cache(1), max_new_tokens=1)
         [' Tokyo']
     """
 

@@ -50,16 +50,16 @@ class Turn(Dosed):
         return turned.to(x.dtype)
 
 
-@method(source="Yuan et al. 2025, arXiv:2510.11190, section 4")
+@method(source="Yuan et al. 2025, arXiv:2510.11190")
 @dataclass
 class FlexAC(ContrastSteerer):
     """Flexible association control: creative with positive strengths, faithful with negative ones.
 
     Positive examples end with an associative (hallucinated) answer, negative ones with a
     faithful one to the same question. The answer is what follows the tokens that the two share;
-    its mean state is read. Pairs whose states lie farthest apart make the vector. The paper's law
-    of the strength is not public, so it is ours: a vector of the length of the mean difference,
-    times 1 - cos of the state and where it is sent; then the state's own length is restored.
+    its mean state is read. Pairs whose states lie farthest apart make the vector. The law of the
+    strength follows the paper's words, for want of its code: a vector of the length of the mean
+    difference times 1 - cos of the state and where it is sent, then the state's own length again.
 
     Args:
         layers: Blocks whose outputs are turned; the one at half the depth if None.

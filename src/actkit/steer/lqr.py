@@ -147,6 +147,8 @@ class LQR(ContrastSteerer):
     def _contrast(self, model: Model, examples: Examples) -> None:
         if not 0 < self.control_cost < float("inf"):
             raise InputError(f"control_cost must be positive, got {self.control_cost}")
+        if self.num_calibration < 1:
+            raise InputError(f"num_calibration must be at least 1, got {self.num_calibration}")
         sides = [states(model, own, self.sites) for own in (examples.positive, examples.negative)]
         self.sites_ = list(sides[0])
         if len(self.sites_) < 2:

@@ -36,7 +36,7 @@ class Remove(Dosed):
         return x - self.dose(x) * ((x @ self.basis_JD.mT) @ self.basis_JD)
 
 
-@method(source="Allbert et al. 2024, arXiv:2412.10427, section 3")
+@method(source="Allbert et al. 2024, arXiv:2412.10427")
 @dataclass
 class Persona(ContrastSteerer):
     """Trait directions: mean states under a persona less those under another, added or removed.
