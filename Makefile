@@ -1,13 +1,14 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test check evidence bench docs browser clean
+.PHONY: help run test check evidence bench leaderboard docs browser clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 TESTS ?=
+TASKS ?=
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
@@ -35,6 +36,9 @@ evidence: $(INSTALLED) ## measure all papers, write docs/evidence.*; TESTS=tests
 
 bench: $(INSTALLED) ## measure speed against the limits, write bench/results.md
 	$(BIN)/python -m bench
+
+leaderboard: $(INSTALLED) ## compare all steering methods on SmolLM2, write docs/steering-leaderboard.md; TASKS="sentiment refusal"
+	$(BIN)/python -m bench.leaderboard $(TASKS)
 
 docs: $(INSTALLED) ## write the evidence page again and build the site
 	$(BIN)/python -m actkit.evidence

@@ -118,6 +118,29 @@ def test_a_dose_of_zero_is_not_even_installed(model: Model) -> None:
         assert torch.equal(logits(model, [edit]), logits(model, []))
 
 
+@dataclass(frozen=True, eq=False)
+class Above(Dosed):
+    """Pull up what is lower than a bound, which may be infinite."""
+
+    boundless = frozenset({"low"})
+    low: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return max(x, low)."""
+        return torch.maximum(x, self.low)
+
+
+def test_infinite_bounds_are_kept_in_half_precision_and_in_a_file(tmp_path: Path) -> None:
+    low = torch.full((tiny.WIDTH,), -torch.inf)
+    low[3] = 50.0
+    edits = [ak.Edit("resid_post.1", Above(low))]
+    ak.save_edits(tmp_path / "e.safetensors", edits)
+    for own in (edits, ak.load_edits(tmp_path / "e.safetensors")):
+        rec = tiny.model(torch.bfloat16).run(PROMPTS[0], ["resid_post.1"], own)
+        assert (rec["resid_post.1"][..., 3] == 50).all()
+        assert rec["resid_post.1"].isfinite().all()
+
+
 def pair(strength: float | Tensor = 0.5, key: str = "pair") -> list[ak.Edit]:
     return [
         ak.Edit("resid_post.0", Watch(key=key), Where(tokens="last")),

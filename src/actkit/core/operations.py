@@ -57,7 +57,8 @@ class Operation(ABC):
 
     def like(self, x: Tensor, axes: str) -> Self:
         """Return the operation with its tensors on x's device and in its dtype."""
-        return replace(self, **{k: _like(v, x) for k, v in self.tensors().items()})
+        alike = {k: _like(v, x, k not in self.boundless) for k, v in self.tensors().items()}
+        return replace(self, **alike)
 
     def width(self) -> int | None:
         """Return the width that the site must have, None if any will do."""
@@ -224,13 +225,13 @@ class Apply(Operation):
         return new
 
 
-def _like(value: Tensor, x: Tensor) -> Tensor:
-    """Return the value on x's device and in its dtype; refuse one that overflows there.
+def _like(value: Tensor, x: Tensor, bounded: bool = True) -> Tensor:
+    """Return the value on x's device and in its dtype; refuse one that overflows there if bounded.
 
     Whole numbers, which are indices, keep their dtype.
     """
     new = value.to(x.device, x.dtype if value.is_floating_point() else value.dtype)
-    if new.dtype != value.dtype and not new.isfinite().all():
+    if bounded and new.dtype != value.dtype and not new.isfinite().all():
         raise EditError(
             f"an edit must be finite in its site's {x.dtype}, got {value.dtype} "
             f"up to {value.abs().max().item():.3g} in shape {tuple(value.shape)}"
