@@ -8,6 +8,7 @@ from torch import Tensor
 import actkit as ak
 from actkit.core.errors import InputError
 from actkit.core.model import Model
+from actkit.steer._measure import next_logits
 from actkit.steer.caa import CAA
 from tests._evidence import Evidence
 from tests.core import tiny
@@ -100,11 +101,11 @@ does not depend on what the letter stands for, and no vector moves it (largest c
 def positive_share(model: Model, edits: list[ak.Edit], questions: list[str]) -> float:
     """Return the mean probability of the positive answer among the two."""
     plus, minus = (model.tokenizer(w)["input_ids"][-1] for w in (" loved", " hated"))
-    logits = model.run(questions, edits=edits, logits=True).logits
-    assert logits is not None
-    return float((logits[:, -1, plus] - logits[:, -1, minus]).sigmoid().mean())
+    logits = next_logits(model, questions, edits)
+    return float((logits[:, plus] - logits[:, minus]).sigmoid().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.paper("steering-llama-2-contrastive")
 def test_sentiment_of_answers(smollm2: Model, evidence: Evidence) -> None:
     """The layer is the one of the largest effect on the questions it was fitted on."""

@@ -37,7 +37,8 @@ def test_the_edit_is_the_formula(gain: str) -> None:
     sites = ["resid_post.0", "resid_post.1", "resid_post.2"]
     bare = model.run(prompt, sites)
     net = nn.Sequential(nn.Linear(2 * tiny.WIDTH, 37), nn.ReLU(), nn.Linear(37, 2)).double()
-    flat = [own.into_.transpose(0, 1).flatten(1), own.bias_, own.out_, own.out_bias_]
+    into_HF = own.network_.into_KHD.transpose(0, 1).flatten(1)
+    flat = [into_HF, *own.network_.tensors()[1:]]
     for parameter, value in zip(net.parameters(), flat, strict=True):
         parameter.data = value.double()
     x = torch.cat([bare[site][0, -1] for site in sites[:2]]).double()
@@ -98,7 +99,8 @@ def test_it_is_asked_anew_at_every_step() -> None:
     text = tiny.PROMPTS[1]
     written = model.generate([text], edits=[*edits, spy], max_new_tokens=4)[0].split()
     asked = [own.demand(model, [" ".join([text, *written[:n]])])[0] for n in range(4)]
-    found = [(h.relu() @ own.out_.mT + own.out_bias_)[:, 0] for h in HIDDEN]
+    out = own.network_
+    found = [(h.relu() @ out.out_EH.mT + out.bias_E)[:, 0] for h in HIDDEN]
     torch.testing.assert_close(torch.cat(found), torch.cat(asked), rtol=1e-4, atol=1e-4)
     assert len(set(torch.cat(found).tolist())) == 4
 
@@ -152,6 +154,6 @@ def test_it_steers_only_what_needs_it(smollm2: Model, evidence: Evidence) -> Non
     evidence("the same share with the harmful ones' mean dose for all",
              measured=kl("no", fixed) / kl("yes", fixed), at_least=0.5)  # fmt: skip
 
-    own.gain, own.out_[0], own.out_bias_[0] = "raw", 0.0, 0.0
+    own.gain, own.network_.out_EH[0], own.network_.bias_E[0] = "raw", 0.0, 0.0
     change = (last(smollm2, harmful, own.edits(4.0)) - bare["yes"]).abs().max()
     evidence("change of the logits with s forced to 0", measured=change, at_most=0.0)

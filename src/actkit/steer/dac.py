@@ -107,10 +107,11 @@ class DAC(ContrastSteerer):
         tensor([0.2230])
     """
 
-    num_steps: int = 10
+    grid = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)
+    num_steps: int = 6
     most: float = 2.0
     top_p: float = 0.95
-    batch_size: int = 16
+    batch_size: int = 32
     differences_: dict[int, Tensor] = field(init=False, repr=False, default_factory=dict)
 
     def _learn(self, model: Model, data: Any) -> dict[str, Any]:
@@ -128,6 +129,8 @@ class DAC(ContrastSteerer):
     def _contrast(self, model: Model, examples: Examples) -> None:
         if self.num_steps < 1:
             raise InputError(f"num_steps must be at least 1, got {self.num_steps}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must lie in (0, 1], got {self.top_p}")
         plus, minus = (self._means(model, s) for s in (examples.positive, examples.negative))
         self.differences_ = {n: (plus[n] - minus[n])[None] for n in plus}
 

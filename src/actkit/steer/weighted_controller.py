@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
 from actkit.catalog import method
 from actkit.core.controller import Controller
@@ -19,11 +18,11 @@ from actkit.core.errors import InputError
 from actkit.core.model import Model
 from actkit.core.moment import Moment
 from actkit.core.operations import strength as spread
-from actkit.core.progress import track
 from actkit.core.where import Where
 from actkit.steer._base import ContrastSteerer, Strength
 from actkit.steer._examples import Examples
 from actkit.steer._math import by_layer, chosen_layers, states
+from actkit.steer._weighing import Weighing, trained
 
 GAINS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "raw": lambda s: s,
@@ -89,13 +88,11 @@ class WeightedController(ContrastSteerer):
         num_hidden: Hidden units of the controller.
         num_epochs: Passes over the examples.
         rate: AdamW's learning rate.
-        batch_size: Examples of one side in a step.
         seed: Of the first weights and of the order of examples.
 
     Attributes:
         direction_: (D,), of unit length.
-        into_: (K, H, D) of the K layers that are read, and `bias_`, (H,).
-        out_: (1 + L, H), s first, and `out_bias_`, (1 + L,).
+        network_: The controller.
         reads_: The K layers that are read.
         layers_: The L layers that are edited.
 
@@ -114,13 +111,9 @@ class WeightedController(ContrastSteerer):
     num_hidden: int = 1024
     num_epochs: int = 20
     rate: float = 5e-5
-    batch_size: int = 4
     seed: int = 0
     direction_: Tensor = field(init=False, repr=False)
-    into_: Tensor = field(init=False, repr=False)
-    bias_: Tensor = field(init=False, repr=False)
-    out_: Tensor = field(init=False, repr=False)
-    out_bias_: Tensor = field(init=False, repr=False)
+    network_: Weighing = field(init=False, repr=False)
     reads_: list[int] = field(init=False, repr=False)
     layers_: list[int] = field(init=False, repr=False)
 
@@ -132,9 +125,7 @@ class WeightedController(ContrastSteerer):
             inputs: Texts, chats, or whatever else one input is.
         """
         read = states(model, inputs, [f"resid_post.{n}" for n in self.reads_])
-        x_NKD = torch.stack(list(read.values()), 1)
-        s_N, w_NL = _decide(x_NKD, self.into_, self.bias_, self.out_, self.out_bias_)
-        return s_N, w_NL.sigmoid()
+        return self.network_(torch.stack(list(read.values()), 1))
 
     def _contrast(self, model: Model, examples: Examples) -> None:
         if self.gain not in GAINS:
@@ -156,69 +147,22 @@ class WeightedController(ContrastSteerer):
         if not (length := r_D.norm()) > 0:
             raise InputError(f"the sides must differ in their mean at layer {source}, got {length}")
         self.direction_ = r_D / length
-        self._train(*(torch.stack([side[n] for n in self.reads_], 1) for side in (yes, no)))
-
-    def _train(self, yes_NKD: Tensor, no_NKD: Tensor) -> None:
-        gen = torch.Generator().manual_seed(self.seed)
-        num_reads, width = yes_NKD.shape[1:]
-        weights = _first_weights(num_reads, width, self.num_hidden, 1 + len(self.layers_), gen)
-        weights = [w.to(yes_NKD.device).requires_grad_() for w in weights]
-        optimiser = torch.optim.AdamW(weights, lr=self.rate, fused=True)
-        for _ in track(range(self.num_epochs), "training the controller"):
-            for x_NKD, wanted in ((yes_NKD, 1.0), (no_NKD, 0.0)):
-                order_N = torch.randperm(len(x_NKD), generator=gen)
-                for index in torch.split(order_N, self.batch_size):
-                    s_N, w_NL = _decide(x_NKD[index.to(x_NKD.device)], *weights)
-                    loss = cross_entropy(s_N, torch.full_like(s_N, wanted))
-                    if wanted:
-                        w_NL = w_NL.sigmoid()
-                        loss = loss + 0.1 * ((w_NL - 0.5).abs().mean() + 0.01 * w_NL.mean())
-                    optimiser.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    torch.nn.utils.clip_grad_norm_(weights, 1.0)
-                    optimiser.step()
-        self.into_, self.bias_, self.out_, self.out_bias_ = (w.detach() for w in weights)
+        yes_NKD, no_NKD = (torch.stack([side[n] for n in self.reads_], 1) for side in (yes, no))
+        sizes = len(self.layers_), self.num_hidden, self.num_epochs
+        self.network_ = trained(yes_NKD, no_NKD, *sizes, self.rate, self.seed)
 
     def _act(self, strength: Strength) -> list[Edit]:
-        learnt = [self.direction_, self.into_, self.bias_, self.out_, self.out_bias_]
-        key = f"weighted-controller-{digest(learnt)[:12]}"
+        net, r_D = self.network_, self.scale * self.direction_
+        shared: dict[str, Any] = {
+            "key": f"weighted-controller-{digest([r_D, *net.tensors()])[:12]}",
+            "strength": strength,
+        }
         reads = [
-            Read(into_HD, self.bias_, i == 0, key=key, strength=strength)
-            for i, into_HD in enumerate(self.into_)
+            Read(into_HD, net.bias_H, i == 0, **shared) for i, into_HD in enumerate(net.into_KHD)
         ]
         patches = [
-            Patch(
-                self.scale * self.direction_,
-                self.out_[[0, i]],
-                self.out_bias_[[0, i]],
-                self.gain,
-                key=key,
-                strength=strength,
-            )
-            for i in range(1, len(self.out_))
+            Patch(r_D, net.out_EH[[0, i]], net.bias_E[[0, i]], self.gain, **shared)
+            for i in range(1, len(net.out_EH))
         ]
         made = zip([*self.reads_, *self.layers_], [*reads, *patches], strict=True)
         return [Edit(f"resid_post.{n}", own, END) for n, own in made]
-
-
-def _first_weights(
-    num_reads: int, width: int, num_hidden: int, num_out: int, gen: torch.Generator
-) -> list[Tensor]:
-    """Return uniform weights as `torch.nn.Linear` draws them, from a generator of their own."""
-    wide = num_reads * width
-    shapes = [
-        ((num_reads, num_hidden, width), wide),
-        ((num_hidden,), wide),
-        ((num_out, num_hidden), num_hidden),
-        ((num_out,), num_hidden),
-    ]
-    return [(2 * torch.rand(shape, generator=gen) - 1) / fan**0.5 for shape, fan in shapes]
-
-
-def _decide(
-    x_NKD: Tensor, into_KHD: Tensor, bias_H: Tensor, out: Tensor, out_bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return s (N,) and the layers' weights as logits (N, L)."""
-    hidden_NH = (torch.einsum("nkd,khd->nh", x_NKD, into_KHD) + bias_H).relu()
-    decided = hidden_NH @ out.mT + out_bias
-    return decided[:, 0], decided[:, 1:]
