@@ -8,8 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 import actkit as ak
 from actkit.leaderboard import Leaderboard
 
@@ -32,8 +30,10 @@ difference, and asking in words.
 - **perplexity**: of written text under the unedited network, as a ratio to that of its own text.
 - **KL**: of the unedited next-token distribution from the steered one.
 - **text loss**, **fact loss**: rise of the loss on prose, decoded token by token, and on capitals.
+  Asking in words puts nothing before prose, so its text loss is 0.
 - **distinct pairs**, **repetition**: of written tokens.
-- **fit**: seconds; **speed**: tokens/s while steering, over the network's own; both on {threads}.
+- **fit**: seconds, **speed**: tokens/s while steering, over the network's own just before. Both
+  depend on what else the machine did; `bench/results.md` has the speeds that were measured alone.
 """
 
 STARS = "\\* on the Pareto front of concept and perplexity."
@@ -47,8 +47,7 @@ def main(tasks: Sequence[str]) -> None:
         task: ak.compare("steer", model, task=task, seeds=SEEDS, log=KEPT / f"{task}.jsonl")
         for task in tasks
     }
-    threads = f"{torch.get_num_threads()} threads of a processor"
-    parts = [HEAD.format(seeds=SEEDS, threads=threads)]
+    parts = [HEAD.format(seeds=SEEDS)]
     for task, board in boards.items():
         parts.append(
             f"## {task}\n\n{board.table()}\n\n\\* on the Pareto front of concept and perplexity"
