@@ -285,7 +285,8 @@ def _cost(metric: Metric, value: float) -> float:
 
 
 def _bar(score: Score) -> dict[str, Any] | None:
-    return None if math.isnan(score.margin) else {"type": "data", "array": [score.margin]}
+    faint = {"thickness": 1, "width": 3, "color": "rgba(110, 120, 140, 0.45)"}
+    return None if math.isnan(score.margin) else {"array": [score.margin], **faint}
 
 
 def _axis(metric: Metric) -> str:
