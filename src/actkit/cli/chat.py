@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from actkit.core.errors import ActkitError, InputError
 
@@ -156,16 +157,10 @@ def _show(chat: Chat, line: str, console: Console) -> None:
     titles = ("plain", f"steered, {chat.strength:g}" if chat.on else "steered, off")
     styles = ("dim", "cyan")
     table.add_row(
-        *(Panel(_plain(t), title=h, border_style=s)
+        *(Panel(Text(t), title=h, border_style=s)
           for t, h, s in zip(found, titles, styles, strict=True))
     )  # fmt: skip
     console.print(table)
-
-
-def _plain(text: str) -> Any:
-    from rich.text import Text
-
-    return Text(text)
 
 
 def _number(argument: str, kind: Callable[[str], float]) -> float:

@@ -1,4 +1,4 @@
-"""Derivatives of a run by the strength of its edits, and the token at which they are taken.
+"""Derivatives of a run by the strength of its edits.
 
 Shapes: B batch, T tokens, D width, V vocabulary.
 """
@@ -15,7 +15,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from actkit.core.edit import Edit
 from actkit.core.errors import EditError, ModelError
 from actkit.core.operations import Add
-from actkit.core.recording import Rows
 
 if TYPE_CHECKING:
     from actkit.core.model import Model
@@ -64,13 +63,6 @@ def derivative(
             ) from error
     slope = torch.zeros_like(pair.primal) if pair.tangent is None else pair.tangent
     return pair.primal.detach(), slope
-
-
-def last_tokens(x_BTD: Tensor, rows: Rows) -> Tensor:
-    """Return the (B, D) values of each row's last valid token."""
-    order_T = torch.arange(rows.valid.shape[1], device=rows.valid.device)
-    last_B = torch.where(rows.valid, order_T, -1).amax(-1).to(x_BTD.device)
-    return x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), last_B]
 
 
 def _dual_zeros(size: int) -> Tensor:

@@ -142,6 +142,13 @@ def valid_rows(x: Tensor, axes: str, rows: Rows) -> tuple[Tensor, Rows]:
     return acts[rows.valid], rows.flat()
 
 
+def last_tokens(x_BTD: Tensor, rows: Rows) -> Tensor:
+    """Return the (B, D) values of each row's last valid token."""
+    order_T = torch.arange(rows.valid.shape[1], device=rows.valid.device)
+    last_B = torch.where(rows.valid, order_T, -1).amax(-1).to(x_BTD.device)
+    return x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), last_B]
+
+
 def _aligned(probs_BTHS: Tensor, valid_BT: Tensor) -> Tensor:
     """Shift the keys so that index 0 is each sample's first valid token; zeros fill the end."""
     first_B = valid_BT.long().argmax(-1)

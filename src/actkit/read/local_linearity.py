@@ -13,8 +13,9 @@ from torch import Tensor
 from actkit.catalog import method
 from actkit.core.edit import Edit, add
 from actkit.core.errors import InputError
-from actkit.core.jvp import derivative, last_tokens
+from actkit.core.jvp import derivative
 from actkit.core.progress import track
+from actkit.core.recording import last_tokens
 from actkit.core.where import Where
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from actkit.core.edit import Edit, add
 from actkit.core.errors import InputError
 from actkit.core.model import Model
 from actkit.core.progress import track
+from actkit.core.recording import Rows, last_tokens
 from actkit.core.stream import batches
 from actkit.core.where import Where
 
@@ -44,16 +45,14 @@ def states(
     for group in track(list(batches(list(inputs), batch_size)), "reading examples"):
         rec = model.run(group, record=sites, edits=edits)
         for name in rec:
-            parts.setdefault(name, []).append(_pooled(rec[name], rec.rows_of(name).valid, pool))
+            parts.setdefault(name, []).append(_pooled(rec[name], rec.rows_of(name), pool))
     return {name: torch.cat(own) for name, own in parts.items()}
 
 
-def _pooled(acts_BTD: Tensor, valid_BT: Tensor, pool: Pool) -> Tensor:
-    acts_BTD = acts_BTD.float()
+def _pooled(acts_BTD: Tensor, rows: Rows, pool: Pool) -> Tensor:
+    acts_BTD, valid_BT = acts_BTD.float(), rows.valid
     if pool == "last":
-        order_T = torch.arange(valid_BT.shape[1], device=valid_BT.device)
-        last_B = torch.where(valid_BT, order_T, -1).amax(-1)
-        return acts_BTD[torch.arange(len(acts_BTD), device=last_B.device), last_B]
+        return last_tokens(acts_BTD, rows)
     later_BT = valid_BT & (valid_BT.cumsum(-1) > 1)
     counted_BT = torch.where(later_BT.any(-1, keepdim=True), later_BT, valid_BT)
     weight_BT = counted_BT / counted_BT.sum(-1, keepdim=True)

@@ -5,7 +5,7 @@ Shapes: B rows, N questions, T tokens, V vocabulary.
 
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,7 @@ from actkit.core.edit import Edit
 from actkit.core.errors import InputError
 from actkit.core.inputs import Batch
 from actkit.core.model import Model
-from actkit.steer._task import Task, as_task
+from actkit.steer._task import Task, as_task, first_token
 
 OFF_TARGET_TEXTS, OFF_TARGET_TOKENS = 6, 33
 """How much prose the off-target loss is measured on: 6 x 32 predicted tokens."""
@@ -77,15 +77,15 @@ def effects(
     plain, plain_seconds = _written(model, task.prompts, (), max_new_tokens)
     texts, seconds = _written(model, told, edits, max_new_tokens)
     ratio = perplexity(model, task.prompts, texts) / perplexity(model, task.prompts, plain)
-    prose = _prose(model)
+    prose, written = _prose(model), _ids(model, texts)
     facts = [fact for fact in data.capitals() if fact.kind == "city"][:FACTS]
     asked = [fact.clean for fact in facts]
     return Effects(
         concept=float((task.log_odds(model, moved) - task.log_odds(model, base)).mean()),
         kl=float(divergence(base, moved).mean()),
         perplexity=float(ratio),
-        distinct=_mean([distinct(ids) for ids in _ids(model, texts)]),
-        repetition=_mean([repetition(ids) for ids in _ids(model, texts)]),
+        distinct=_mean([distinct(ids) for ids in written]),
+        repetition=_mean([repetition(ids) for ids in written]),
         text_loss=forced_loss(model, prose, edits) - forced_loss(model, prose),
         fact_loss=_fact_loss(model, [_told(a, prefix) for a in asked], facts, edits)
         - _fact_loss(model, asked, facts, ()),
@@ -216,8 +216,7 @@ def _prose(model: Model) -> Tensor:
 def _fact_loss(
     model: Model, prompts: Sequence[str], facts: Sequence[Any], edits: Sequence[Edit]
 ) -> float:
-    encode: Callable[..., Any] = model.tokenizer
-    answers = [encode(f.answer, add_special_tokens=False)["input_ids"][0] for f in facts]
+    answers = [first_token(model, fact.answer) for fact in facts]
     return float(_losses(next_logits(model, prompts, edits), torch.tensor(answers)).mean())
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actkit.core.jvp import last_tokens
 from actkit.core.model import Model
 from actkit.core.progress import track
-from actkit.core.recording import Recording
+from actkit.core.recording import Recording, last_tokens
 
 
 def pullbacks(

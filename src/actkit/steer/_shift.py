@@ -15,6 +15,7 @@ from actkit.core.errors import InputError
 from actkit.core.model import Model
 from actkit.core.progress import track
 from actkit.steer._measure import next_logits
+from actkit.steer._task import first_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def logit_shift_report(
     if len(answers) != len(prompts):
         raise InputError(f"each prompt needs an answer, got {len(prompts)} and {len(answers)}")
     words = sorted(set(answers))
-    first_C = [model.tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in words]
+    first_C = [first_token(model, w) for w in words]
     if len(set(first_C)) < len(words):
         raise InputError(f"answers must begin with tokens of their own, got {words}")
     right_N = torch.tensor([words.index(a) for a in answers])

@@ -88,7 +88,8 @@ class Task:
             InputError: Words of the two sides begin with the same token.
         """
         log_p_NV = logits_NV.float().log_softmax(-1)
-        sides = [_first_tokens(model, q) for q in self.questions]
+        known = {words: _first_tokens(model, *words) for words in map(_words, self.questions)}
+        sides = [known[_words(q)] for q in self.questions]
         found = []
         for row, log_p_V in enumerate(log_p_NV):
             toward, away = sides[row % len(sides)]
@@ -98,11 +99,20 @@ class Task:
         return torch.stack(found)
 
 
-def _first_tokens(model: Model, question: Opening) -> tuple[list[int], list[int]]:
-    def first(words: Sequence[str]) -> list[int]:
-        return sorted({_first_token(model, word) for word in words})
+Words = tuple[tuple[str, ...], tuple[str, ...]]
 
-    toward, away = first(question.toward), first(question.away)
+
+def _words(question: Opening) -> Words:
+    return tuple(question.toward), tuple(question.away)
+
+
+def _first_tokens(
+    model: Model, toward_words: Sequence[str], away_words: Sequence[str]
+) -> tuple[list[int], list[int]]:
+    def first(words: Sequence[str]) -> list[int]:
+        return sorted({first_token(model, word) for word in words})
+
+    toward, away = first(toward_words), first(away_words)
     if both := sorted(set(toward) & set(away)):
         raise InputError(f"words of the two sides must begin otherwise, {both} begin both")
     return toward, away
@@ -128,7 +138,7 @@ def telling_words(
         )
 
     ordered = sorted({*plus[0], *minus[0]}, key=lambda w: (-odds(w), w))
-    first = {w: _first_token(model, f" {w}") for w in ordered}
+    first = {w: first_token(model, f" {w}") for w in ordered}
     toward = [w for w in ordered if odds(w) > 0][:num]
     away = [w for w in reversed(ordered) if odds(w) < 0][:num]
     taken = {first[w] for w in toward}
@@ -141,7 +151,8 @@ def telling_words(
     return tuple(f" {w}" for w in toward), tuple(f" {w}" for w in away)
 
 
-def _first_token(model: Model, word: str) -> int:
+def first_token(model: Model, word: str) -> int:
+    """Return the id of a word's first token."""
     first: int = model.tokenizer(word, add_special_tokens=False)["input_ids"][0]
     return first
 

@@ -202,10 +202,10 @@ def tune(
     grid = list(steerer.grid if strengths is None else strengths)
     if not grid:
         raise InputError("a sweep needs a strength to try, got none")
-    base = next_logits(model, task.prompts)
+    bare = _Bare.of(model, task)
     points = []
     for layer in track(_places(model, steerer, layers), "sweeping layers and strengths"):
-        points += _points(model, _at(steerer, layer), layer, grid, task, base)
+        points += _points(model, _at(steerer, layer), layer, grid, bare)
     tried = _tried(model, steerer, points, task, budget)
     chosen = next((p for p in tried if p.perplexity <= budget.perplexity), None)
     if chosen is None:
@@ -218,7 +218,21 @@ def tune(
     points = [known.get((p.layer, p.strength), p) for p in points]
     moved = _at(steerer, chosen.layer)
     about = stamp(model, **{**(steerer.about_ or {}), **asdict(budget), "task": str(task)})
-    return Tuning(moved, tuple(points), chosen, _random(model, moved, chosen, task, base), about)
+    return Tuning(moved, tuple(points), chosen, _random(model, moved, chosen, bare), about)
+
+
+@dataclass(frozen=True)
+class _Bare:
+    """A task, and what the network answers without edits."""
+
+    task: Task
+    logits_NV: torch.Tensor
+    log_odds_N: torch.Tensor
+
+    @classmethod
+    def of(cls, model: Model, task: Task) -> "_Bare":
+        logits_NV = next_logits(model, task.prompts)
+        return cls(task, logits_NV, task.log_odds(model, logits_NV))
 
 
 def _places(model: Model, steerer: Steerer, layers: Sequence[int] | None) -> list[int] | list[None]:
@@ -238,19 +252,18 @@ def _points(
     steerer: Steerer,
     layer: int | None,
     grid: Sequence[float],
-    task: Task,
-    base_NV: torch.Tensor,
+    bare: "_Bare",
 ) -> list[Point]:
     """Return a point for each strength; as many strengths as fit are rows of one batch."""
-    num, found = len(task.questions), []
+    task, num, found = bare.task, len(bare.task.questions), []
     at_once = max(1, ROWS // num)
     for start in range(0, len(grid), at_once):
         some = grid[start : start + at_once]
         strengths_B = torch.tensor(some).repeat_interleave(num)
         edits = steerer.edits(strengths_B)
         moved = next_logits(model, task.prompts * len(some), edits, batch_size=len(strengths_B))
-        rise = task.log_odds(model, moved) - task.log_odds(model, base_NV).repeat(len(some))
-        cost = divergence(base_NV.repeat(len(some), 1), moved)
+        rise = task.log_odds(model, moved) - bare.log_odds_N.repeat(len(some))
+        cost = divergence(bare.logits_NV.repeat(len(some), 1), moved)
         for i, strength in enumerate(some):
             own = slice(i * num, (i + 1) * num)
             found.append(Point(layer, strength, float(rise[own].mean()), float(cost[own].mean())))
@@ -277,14 +290,12 @@ def _tried(
     return tried
 
 
-def _random(
-    model: Model, steerer: Steerer, chosen: Point, task: Task, base_NV: torch.Tensor
-) -> tuple[float, ...]:
+def _random(model: Model, steerer: Steerer, chosen: Point, bare: "_Bare") -> tuple[float, ...]:
     """Return the rise of the concept under random vectors of the same length."""
     edits = steerer.edits(chosen.strength)
     if any(edit.operation.name != "add" for edit in edits):
         return ()
-    own = task.log_odds(model, base_NV)
+    task = bare.task
     draws = track(list(range(DRAWS)), "random vectors")
     logits = (next_logits(model, task.prompts, random_like(edits, seed)) for seed in draws)
-    return tuple(float((task.log_odds(model, moved) - own).mean()) for moved in logits)
+    return tuple(float((task.log_odds(model, moved) - bare.log_odds_N).mean()) for moved in logits)

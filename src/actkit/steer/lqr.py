@@ -15,8 +15,8 @@ from actkit.catalog import method
 from actkit.core.controller import Dosed
 from actkit.core.edit import Edit, add, apply
 from actkit.core.errors import InputError
-from actkit.core.jvp import last_tokens
 from actkit.core.model import Model
+from actkit.core.recording import last_tokens
 from actkit.core.stream import batches
 from actkit.core.where import Where
 from actkit.steer._base import ContrastSteerer, Strength
