@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from actkit import data, steer
+    from actkit import data, steer, trace
     from actkit.catalog import get, methods
     from actkit.core import errors
     from actkit.core.checkpoints import Checkpoints
@@ -70,12 +70,14 @@ __all__ = [
     "set",
     "steer",
     "swap",
+    "trace",
 ]
 
 _HOMES = {
     "data": "actkit.data",
     "errors": "actkit.core.errors",
     "steer": "actkit.steer",
+    "trace": "actkit.trace",
     **dict.fromkeys(("get", "methods"), "actkit.catalog"),
     **dict.fromkeys(("Leaderboard", "compare"), "actkit.leaderboard"),
     **dict.fromkeys(
@@ -102,7 +104,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'actkit' has no attribute {name!r}")
     home = import_module(_HOMES[name])
-    value = home if name in ("data", "errors", "steer") else getattr(home, name)
+    value = home if name in ("data", "errors", "steer", "trace") else getattr(home, name)
     globals()[name] = value
     return value
 

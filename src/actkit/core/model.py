@@ -185,7 +185,7 @@ class Model:
         variants: Sequence[Sequence[Edit]],
         metric: Callable[[Tensor], Tensor],
         at: Any = "last",
-        batch: int = 16,
+        batch: int | str = "auto",
     ) -> Tensor:
         """Run many edited versions of the same inputs; return the metric of each, (V, B).
 
@@ -195,7 +195,7 @@ class Model:
             metric: Takes logits (n, P, vocabulary) at the asked positions, returns (n,).
             at: "last", an index, or a slice of positions, counted from each row's first valid
                 token, or from its last.
-            batch: How many rows to run at once.
+            batch: How many rows to run at once; "auto": as many as fit the memory budget.
         """
         return sweep(self, inputs, variants, metric, at, batch)
 

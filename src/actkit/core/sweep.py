@@ -25,9 +25,10 @@ def sweep(
     variants: Sequence[Sequence[Edit]],
     metric: Callable[[Tensor], Tensor],
     at: Any,
-    batch: int,
+    batch: int | str,
 ) -> Tensor:
     """Return the (V, B) metric of every variant; rows of several variants share a batch."""
+    batch = 16 if batch == "auto" else int(batch)
     base = model.encode(inputs)
     if base.tokens is None:
         raise EditError("a sweep needs token inputs, whose logits have positions")

@@ -66,7 +66,7 @@ class Opening:
     away: tuple[str, ...] = ()
 
 
-def ioi(num: int = 100, seed: int = 0) -> list[Cloze]:
+def ioi(num: int = 100, seed: int = 0, template: int | None = None) -> list[Cloze]:
     """Write prompts that end where the indirect object follows, all different.
 
     Of the kinds, `ABBA` names the indirect object first and `BABA` the subject; they take turns.
@@ -77,9 +77,10 @@ def ioi(num: int = 100, seed: int = 0) -> list[Cloze]:
     Args:
         num: How many prompts, in 1..100,000.
         seed: The same seed gives the same prompts, and a longer list begins with a shorter one.
+        template: The one sentence of eight to use, whose prompts are all of one length.
 
     Raises:
-        DataError: `num` is out of its bounds.
+        DataError: `num` or `template` is out of its bounds.
 
     Example:
         >>> row = ioi(1)[0]
@@ -89,6 +90,11 @@ def ioi(num: int = 100, seed: int = 0) -> list[Cloze]:
     if not 1 <= num <= MOST:
         raise DataError(f"num must lie in 1..{MOST}, got {num}")
     rng, words = Random(seed), _read("ioi")
+    if template is not None:
+        if not 0 <= template < len(words["templates"]):
+            known = len(words["templates"]) - 1
+            raise DataError(f"template must lie in 0..{known}, got {template}")
+        words = {**words, "templates": [words["templates"][template]]}
     rows: dict[str, Cloze] = {}
     while len(rows) < num:
         row = _indirect(rng, words, "BABA" if len(rows) % 2 else "ABBA")
