@@ -71,9 +71,18 @@ def test_a_sweep_equals_one_run_a_variant(m: Model, batch: int, at: Any) -> None
 
 def test_batches_hold_the_rows_of_several_variants(m: Model) -> None:
     calls, remove = tiny.counted(m.module, "lm_head")
-    m.sweep(tiny.PROMPTS, [[]] * 7, gap, batch=9)
+    m.sweep(tiny.PROMPTS, [[ak.scale(SITE, float(i))] for i in range(2, 9)], gap, batch=9)
     remove()
-    assert len(calls) == 3
+    assert len(calls) == 1 + 3  # the bare run, then 7 versions of 3 rows
+
+
+def test_versions_that_change_nothing_cost_nothing(m: Model) -> None:
+    same = m.run(tiny.PROMPTS, record=SITE)
+    calls, remove = tiny.counted(m.module, "lm_head")
+    got_VB = m.sweep(tiny.PROMPTS, [[], [ak.swap(SITE, same)], [ak.add(SITE, VECTORS_BD[0], 0.0)]], gap)
+    remove()
+    assert len(calls) == 1
+    assert_close(got_VB, got_VB[:1].expand(3, -1), rtol=0, atol=0)
 
 
 def test_positions_count_each_rows_own_tokens(m: Model) -> None:
@@ -110,7 +119,7 @@ def test_right_padding_is_no_last_token(m: Model) -> None:
         ({"at": -4}, "a position must be below 3 in every row, got -4"),
         ({"at": slice(1, None)}, r"as many in every row and not none, got \[6, 2, 4\]"),
         ({"at": slice(2, 2)}, r"not none, got \[0, 0, 0\]"),
-        ({"variants": []}, "needs a variant and a batch, got 0 and 16"),
+        ({"variants": []}, "needs a variant and a batch, got 0 and auto"),
         ({"batch": 0}, "needs a variant and a batch, got 1 and 0"),
         (
             {"variants": [[], [ak.set(SITE, 0.0, ak.Where(rows=3))]]},

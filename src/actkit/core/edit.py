@@ -52,13 +52,19 @@ class Edit:
         """Return the new (B, T, ...) values, x itself if none is meant; the operation is like x.
 
         The operation's tensors are as large as the site or, on the axes of chosen rows, heads
-        and units, as large as the choice.
+        and units, as large as the choice. Without gradients, an edit of a block of rows writes
+        into x, since many of them would copy all rows again and again.
         """
         if self.block is not None:
             part = x[self.block]
             new = replace(self, block=None).write(part, moment.part(self.block))
             start, stop = self.block.start, self.block.stop
-            return x if new is part else x.slice_scatter(new, 0, start, stop)
+            if new is part:
+                return x
+            if torch.is_grad_enabled():
+                return x.slice_scatter(new, 0, start, stop)
+            x[self.block] = new
+            return x.view_as(x)
         run = self.operation.at(moment)
         if self.where.everywhere:
             return run(x)

@@ -186,8 +186,12 @@ class Model:
         metric: Callable[[Tensor], Tensor],
         at: Any = "last",
         batch: int | str = "auto",
+        grad: bool = False,
     ) -> Tensor:
         """Run many edited versions of the same inputs; return the metric of each, (V, B).
+
+        Versions share what they have in common: in a decoder, blocks and tokens before a
+        version's first edit are not computed again.
 
         Args:
             inputs: As in `run`; B rows.
@@ -195,9 +199,11 @@ class Model:
             metric: Takes logits (n, P, vocabulary) at the asked positions, returns (n,).
             at: "last", an index, or a slice of positions, counted from each row's first valid
                 token, or from its last.
-            batch: How many rows to run at once; "auto": as many as fit the memory budget.
+            batch: How many rows run at once; "auto", as many as fit into 1 GB of activations;
+                or another budget, "500MB".
+            grad: Keep the graph, so that the metric can be differentiated by what is in edits.
         """
-        return sweep(self, inputs, variants, metric, at, batch)
+        return sweep(self, inputs, variants, metric, at, batch, grad)
 
     def observe(
         self,

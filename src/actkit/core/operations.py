@@ -23,9 +23,12 @@ class Operation(ABC):
 
     Attributes:
         boundless: The tensor fields that may hold infinite numbers.
+        tokenwise: What it does at a token depends on that token alone, so that a run may begin
+            at the first token that it changes.
     """
 
     boundless: ClassVar[frozenset[str]] = frozenset()
+    tokenwise: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -60,6 +63,16 @@ class Operation(ABC):
         alike = {k: _like(v, x, k not in self.boundless) for k, v in self.tensors().items()}
         return replace(self, **alike)
 
+    def since(self, token: int, axes: str) -> Self:
+        """Return the operation for a run that begins at a later token of the same inputs.
+
+        Args:
+            token: The column at which the run begins.
+            axes: Of the site.
+        """
+        every = {k: v for k, v in self.tensors().items() if v.dim() == len(axes)}
+        return replace(self, **{k: v[:, token:] for k, v in every.items() if v.shape[1] > 1})
+
     def width(self) -> int | None:
         """Return the width that the site must have, None if any will do."""
         wide = [v.shape[-1] for v in self.tensors().values() if v.dim()]
@@ -74,6 +87,7 @@ class Operation(ABC):
 class Add(Operation):
     """Add `scale` times a vector."""
 
+    tokenwise: ClassVar[bool] = True
     vector: Tensor
     scale: float | Tensor = 1.0
 
@@ -102,6 +116,7 @@ class Add(Operation):
 class Set(Operation):
     """Put a value in place of what is there."""
 
+    tokenwise: ClassVar[bool] = True
     value: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -117,6 +132,7 @@ class Set(Operation):
 class Scale(Operation):
     """Multiply by a factor: a number, (D,) one for each unit, or (B, 1) one for each row."""
 
+    tokenwise: ClassVar[bool] = True
     factor: float | Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -143,6 +159,7 @@ class Scale(Operation):
 class ProjectOut(Operation):
     """Remove the span of (J, D) directions, kept as an orthonormal basis."""
 
+    tokenwise: ClassVar[bool] = True
     basis_JD: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -154,6 +171,7 @@ class ProjectOut(Operation):
 class Clamp(Operation):
     """Keep values, or their coordinate along one unit direction, in [low, high]."""
 
+    tokenwise: ClassVar[bool] = True
     low: float
     high: float
     direction: Tensor | None = None
@@ -170,6 +188,7 @@ class Clamp(Operation):
 class Affine(Operation):
     """Apply a linear map and a bias, as `torch.nn.Linear` does."""
 
+    tokenwise: ClassVar[bool] = True
     matrix: Tensor
     bias: Tensor | None = None
 
@@ -182,6 +201,7 @@ class Affine(Operation):
 class Swap(Operation):
     """Put in what another run had at the same site; the value has the site's own axes."""
 
+    tokenwise: ClassVar[bool] = True
     value: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -192,6 +212,12 @@ class Swap(Operation):
                 f"the recording {tuple(self.value.shape)}"
             )
         return self.value.expand_as(x).clone()
+
+    def since(self, token: int, axes: str) -> Self:
+        """Return the operation with the value from a token on."""
+        start = token if self.value.shape[axes.index("T")] > 1 else 0
+        return replace(self, value=self.value.narrow(
+            axes.index("T"), start, self.value.shape[axes.index("T")] - start))
 
     def like(self, x: Tensor, axes: str) -> Self:
         """Return the operation with its value turned rows first, on x's device."""

@@ -1,10 +1,16 @@
-"""Many edited runs of one input, batched.
+"""Many edited runs of one input, which share work.
+
+In a decoder each version enters the batch at the block of its first edit and at its first edited
+token, and everything before comes from one run of the bare network (`core/trunk.py`); other
+networks run the whole of each version, several versions in a batch.
 
 Shapes: V variants, B rows of the input, P asked positions, n rows of one batch.
 """
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,41 +19,200 @@ from torch import Tensor
 from actkit.core.edit import Edit
 from actkit.core.errors import EditError
 from actkit.core.inputs import Batch
+from actkit.core.moment import Moment
 from actkit.core.progress import track
+from actkit.core.sites import Site
+from actkit.core.trunk import Trunk, first_token, shares
 
 if TYPE_CHECKING:
     from actkit.core.model import Model
+
+Metric = Callable[[Tensor], Tensor]
+Sited = tuple[tuple[Edit, Site], ...]
+BUDGET = "1GB"
+"""Memory that the activations of one batch may take where `batch` is "auto"."""
+TOKENS = 128
+"""Tokens in a batch beyond which larger batches gain nothing."""
+MOST_RECORDED = 64_000_000
+"""Numbers of the bare run that are kept to see what edits change."""
+_UNITS = {"MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One version: its edits with their sites, and where it begins; block None: nowhere."""
+
+    index: int
+    edits: Sited
+    block: int | None
+    token: int
 
 
 def sweep(
     model: "Model",
     inputs: Any,
     variants: Sequence[Sequence[Edit]],
-    metric: Callable[[Tensor], Tensor],
+    metric: Metric,
     at: Any,
     batch: int | str,
+    grad: bool,
 ) -> Tensor:
     """Return the (V, B) metric of every variant; rows of several variants share a batch."""
-    batch = 16 if batch == "auto" else int(batch)
     base = model.encode(inputs)
     if base.tokens is None:
         raise EditError("a sweep needs token inputs, whose logits have positions")
-    if not variants or batch < 1:
+    most = most_rows(model, base, batch)
+    if not variants or most < 1:
         raise EditError(f"a sweep needs a variant and a batch, got {len(variants)} and {batch}")
-    rows = len(base.tokens)
-    at_once = max(1, batch // rows)
+    if len(variants) > 1 and shares(model, base):
+        valid = torch.ones_like(base.tokens).bool() if base.valid is None else base.valid
+        found = [_sited(model, v) for v in variants]
+        trunk = Trunk(model, base, _positions(valid, at), _worth_recording(base, found))
+        if trunk.whole:
+            return _shared(trunk, found, metric, most, grad)
+    return _plain(model, base, variants, metric, at, most, grad)
+
+
+def _sited(model: "Model", edits: Sequence[Edit]) -> Sited:
+    """Return the edits that would change anything, each with each of its sites."""
+    own = [e for e in edits if not e.operation.neutral]
+    return tuple((replace(e, site=s.name), s) for e in own for s in model.sites(e.site))
+
+
+def _worth_recording(base: Batch, variants: Sequence[Sited]) -> list[Site]:
+    """Return the sites of which to know what the bare network has; none if that is too much."""
+    sites = {s.name: s for v in variants for e, s in v if e.operation.tokenwise and s.unit_shape}
+    tokens = 0 if base.tokens is None else base.tokens.numel()
+    size = tokens * sum(prod(s.unit_shape or ()) for s in sites.values())
+    return list(sites.values()) if size <= MOST_RECORDED else []
+
+
+def _plain(
+    model: "Model", base: Batch, variants: Sequence[Sequence[Edit]], metric: Metric, at: Any,
+    most: int, grad: bool,
+) -> Tensor:  # fmt: skip
+    """Run every version whole."""
+    rows = base.num_samples
+    at_once = max(1, most // rows)
     results = []
     for start in track(range(0, len(variants), at_once), "sweeping"):
         chunk = variants[start : start + at_once]
-        blocks = [slice(i * rows, (i + 1) * rows) for i in range(len(chunk))]
-        edits = [replace(e, block=b) for b, v in zip(blocks, chunk, strict=True) for e in v]
-        logits = model.run(_repeated(base, len(chunk)), edits=edits, logits=True).logits
+        edits = [replace(e, block=_block(i, rows)) for i, v in enumerate(chunk) for e in v]
+        run = model.run(_repeated(base, len(chunk)), edits=edits, logits=True, grad=grad)
+        logits = run.logits
         if logits is None:
             raise EditError("a sweep needs logits; this network returned none")
         asked = _positions(_valid(base, logits, rows), at).to(logits.device).repeat(len(chunk), 1)
         value = metric(logits[torch.arange(len(logits), device=logits.device)[:, None], asked])
         results.append(_checked(value, len(logits)).view(len(chunk), rows))
     return torch.cat(results)
+
+
+def _shared(
+    trunk: Trunk, variants: Sequence[Sited], metric: Metric, most: int, grad: bool
+) -> Tensor:
+    """Run of every version what comes after its first edit."""
+    rows = trunk.batch.num_samples
+    planned = [_planned(trunk, i, v) for i, v in enumerate(variants)]
+    found: dict[int, Tensor] = {}
+    if bare := [v.index for v in planned if v.block is None]:
+        found = dict.fromkeys(bare, _checked(metric(trunk.logits), rows))
+    groups = _grouped([v for v in planned if v.block is not None], max(1, most // rows), trunk)
+    for group in track(groups, "sweeping"):
+        token = min(v.token for v in group)
+        edits = [
+            replace(_since(e, site, token), block=_block(i, rows))
+            for i, v in enumerate(group)
+            for e, site in v.edits
+        ]
+        starts = [v.block or 0 for v in group]
+        if any(site.place.layout.flat for v in group for _, site in v.edits):
+            starts = [starts[0]] * len(starts)  # their rows are told apart by the batch's size
+        whole = any(site.name == "logits" or not site.stack for v in group for _, site in v.edits)
+        logits = trunk.resume(edits, starts, token, grad, whole_head=whole)
+        values = _checked(metric(logits), len(logits)).view(len(group), rows)
+        found |= dict(zip([v.index for v in group], values, strict=True))
+    return torch.stack([found[i] for i in range(len(variants))])
+
+
+def _planned(trunk: Trunk, index: int, edits: Sited) -> Variant:
+    """Find where a version begins: at the first block and token that it changes."""
+    moment = Moment()
+    moment.begin((), trunk.batch.kwargs)
+    moment.tell(trunk.batch.tokens, trunk.batch.valid)
+    starts = []
+    for edit, site in edits:
+        known = site.name in trunk.recorded
+        x = trunk.recorded[site.name] if known else None
+        column = first_token(edit, site, x, moment) if x is not None else 0
+        if column is not None:
+            starts.append((trunk.first_block(site), column))
+    if not starts:
+        return Variant(index, edits, None, 0)
+    return Variant(index, edits, min(b for b, _ in starts), min(c for _, c in starts))
+
+
+def _grouped(variants: list[Variant], at_once: int, trunk: Trunk) -> list[list[Variant]]:
+    """Put versions that begin at near tokens into one batch, in the order of their blocks."""
+    tokens = trunk.batch.tokens
+    assert tokens is not None  # noqa: S101
+    rows, length = tokens.shape
+    groups: list[list[Variant]] = []
+    for v in sorted(variants, key=lambda v: (v.token, v.block or 0, v.index)):
+        own = groups[-1] if groups else []
+        size = len(own) * rows * (length - own[0].token) if own else 0
+        beside = own and (v.token == own[0].token or size < TOKENS)
+        if beside and len(own) < at_once:
+            own.append(v)
+        else:
+            groups.append([v])
+    return [sorted(g, key=lambda v: (v.block or 0, v.index)) for g in groups]
+
+
+def _since(edit: Edit, site: Site, token: int) -> Edit:
+    """Return an edit of one site as a run that begins at a later token sees it."""
+    edit = replace(edit, site=site.name)
+    if not token:
+        return edit
+    return replace(
+        edit, operation=edit.operation.since(token, site.axes), where=edit.where.since(token)
+    )
+
+
+def most_rows(model: "Model", base: Batch, batch: int | str) -> int:
+    """Return how many rows may run at once.
+
+    Args:
+        model: The network.
+        base: The inputs.
+        batch: A number of rows; "auto"; or a budget such as "500MB" or "4GB".
+    """
+    if isinstance(batch, int):
+        return batch
+    size = re.fullmatch(r"(\d+) ?(MB|GB)", BUDGET if batch == "auto" else batch)
+    if size is None:
+        raise EditError(
+            f"batch must be a number of rows, 'auto', or memory as '500MB', got {batch!r}"
+        )
+    tokens = base.tokens if base.tokens is not None else torch.zeros(1, 1)
+    each = row_bytes(model, int(tokens.shape[1]))
+    return max(len(tokens), int(size[1]) * _UNITS[size[2]] // each)
+
+
+def row_bytes(model: "Model", length: int) -> int:
+    """Estimate the memory of one row's activations, caches and logits in a run."""
+    weights = sum(1 for _ in model.module.parameters())
+    stack = next((s.stack for s in model.sites() if s.stack is not None), None)
+    item = next((p.element_size() for p in model.module.parameters()), 4)
+    if stack is None:
+        return item * length * 100 * max(weights, 1)
+    cache = 2 * stack.num_blocks * stack.kv_heads * stack.head_width
+    inside = 8 * stack.width + 4 * stack.hidden + 2 * stack.heads * length
+    return max(1, item * (length * (2 * cache + inside) + 4 * stack.vocabulary))
+
+
+def _block(index: int, rows: int) -> slice:
+    return slice(index * rows, (index + 1) * rows)
 
 
 def _repeated(batch: Batch, times: int) -> Batch:

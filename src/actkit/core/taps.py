@@ -79,6 +79,8 @@ class Tap:
             axes = "BTD"
         rows = given = rows_first(x, axes)
         moment.batch = moment.batch or len(rows)
+        if not torch.is_grad_enabled() and any(e.block is not None for e in self.edits):
+            rows = rows.clone()  # edits of blocks of rows write into it
         for i, edit in enumerate(self._fitted(rows, axes)):
             new = edit.write(rows, moment)
             if new is not rows or edit.operation.may_rest:

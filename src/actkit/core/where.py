@@ -4,7 +4,7 @@ Shapes: B batch, T tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -104,6 +104,12 @@ class Where:
             wanted_BN = torch.where(wanted < 0, length_B1 + wanted, wanted)
             inside = (position_BT[..., None] == wanted_BN[:, None]).any(-1)
         return inside & moment.validity(batch, num_tokens)
+
+    def since(self, token: int) -> "Where":
+        """Return the same for a run that begins at a later column of the same inputs."""
+        if isinstance(self.tokens, str) or not _is_mask(self.tokens):
+            return self
+        return replace(self, tokens=torch.as_tensor(self.tokens)[:, token:])
 
     def described(self) -> dict[str, Any]:
         """Return the plain data of all fields but tensors, for JSON."""

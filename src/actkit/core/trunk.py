@@ -1,0 +1,326 @@
+"""The trunk: one run of some inputs, kept so that edited runs can start in its middle.
+
+An edit at block l and token p changes nothing in the blocks before l and, where attention looks
+back only, nothing at the tokens before p. A resumed run therefore begins at block l and token p,
+with the trunk's residual stream, keys and values for the rest. Several versions share a batch and
+each enters at its own block, so no block computes a row that is still the trunk's.
+
+Shapes: B rows of the inputs, C copies of them in one batch (copy-major), n = C B rows, T tokens,
+P asked positions, D width, G key-value heads, K head width, V vocabulary.
+"""
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from actkit.core.edit import Edit
+from actkit.core.errors import EditError
+from actkit.core.inputs import Batch
+from actkit.core.layout import rows_first
+from actkit.core.moment import Moment
+from actkit.core.recording import Recording
+from actkit.core.sites import Site
+
+if TYPE_CHECKING:
+    from actkit.core.model import Model
+
+
+class Trunk:
+    """One run of the bare network, from whose middle edited runs go on.
+
+    Attributes:
+        batch: The inputs.
+        asked: (B, P) columns whose logits are asked.
+        logits: (B, P, V) of the bare network.
+        num_blocks: Number of blocks.
+        recorded: What the bare network has at the sites that were asked.
+    """
+
+    def __init__(
+        self,
+        model: "Model",
+        inputs: Any,
+        asked: Tensor | None = None,
+        record: Sequence[Site] = (),
+    ) -> None:
+        """Run the network once.
+
+        Args:
+            model: A decoder of which `shares` holds.
+            inputs: Token inputs, as in `Model.run`.
+            asked: (B, P) columns whose logits are asked; the last of each row if None.
+            record: Sites to keep what the bare network has there.
+        """
+        self._model, self.batch = model, model.encode(inputs)
+        tokens = _tokens(self.batch)
+        last = torch.full((len(tokens), 1), tokens.shape[1] - 1)
+        self.asked = last if asked is None else asked.cpu()
+        self._blocks = block_paths(model)
+        self.num_blocks = len(self._blocks)
+        self._columns = self.asked.unique()
+        self._values: list[Tensor] = []
+        self._tuple = False
+        self.recorded = self._run_once([site.name for site in record])
+        self._cache = self.recorded.output.past_key_values
+        self.logits = self._picked(torch.as_tensor(self.recorded.logits), 0, 1)
+
+    def _run_once(self, record: Sequence[str]) -> Recording:
+        """Run the bare network, keeping what each block receives and what the last returns."""
+
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._values.append(_hidden(args, kwargs))
+
+        def end(_: nn.Module, __: Any, output: Any) -> None:
+            self._tuple = isinstance(output, tuple)
+            self._values.append(output[0] if self._tuple else output)
+
+        with ExitStack() as stack:
+            blocks = [self._model.module.get_submodule(path) for path in self._blocks]
+            for block in blocks:
+                handle = block.register_forward_pre_hook(keep, with_kwargs=True)
+                stack.callback(handle.remove)
+            stack.callback(blocks[-1].register_forward_hook(end).remove)
+            settings = {**self._head(self._columns), "use_cache": True}
+            batch = replace(self.batch, kwargs={**self.batch.kwargs, **settings})
+            return self._model.run(batch, record, logits=True)
+
+    @property
+    def whole(self) -> bool:
+        """Say whether the cache holds every block's keys of every token."""
+        length = _tokens(self.batch).shape[1]
+        layers = getattr(self._cache, "layers", ())
+        keys = [getattr(layer, "keys", None) for layer in layers]
+        return len(keys) == self.num_blocks and all(
+            isinstance(k, Tensor) and k.dim() == 4 and k.shape[2] == length  # noqa: PLR2004
+            for k in keys
+        )
+
+    def resume(
+        self,
+        edits: Sequence[Edit],
+        starts: Sequence[int],
+        token: int = 0,
+        grad: bool = False,
+        whole_head: bool = False,
+    ) -> Tensor:
+        """Run several edited copies, each from its own block on.
+
+        Sites see (rows, T - token, ...) values; in block l only the copies that start at l or
+        before have rows.
+
+        Args:
+            edits: Of all copies; one with a `block` acts on rows copy * B to (copy + 1) * B.
+            starts: The block at which each copy begins, increasing; `num_blocks` for what comes
+                after the last.
+            token: The column at which all begin.
+            grad: Keep the graph.
+            whole_head: Compute the logits of every token, for edits of the logits.
+
+        Returns:
+            (C B, P, V) logits at the asked columns.
+        """
+        copies, rows = len(starts), len(_tokens(self.batch))
+        counts = [rows * sum(s <= b for s in starts) for b in range(self.num_blocks + 1)]
+        columns = self._columns[self._columns >= token] - token
+        settings = {} if whole_head or not len(columns) else self._head(columns)
+        batch = self._tail(copies, token, settings, counts)
+        first = starts[0]
+        with ExitStack() as stack:
+            skipped = {self._blocks[b]: self._skip(b, first, counts, token) for b in range(first)}
+            stack.enter_context(self._model.replaced(skipped))
+            for b in range(first, self.num_blocks):
+                for handle in self._hooked(b, counts, token):
+                    stack.callback(handle.remove)
+            logits = self._model.run(batch, edits=edits, logits=True, grad=grad).logits
+        if logits is None:
+            raise EditError("a sweep needs logits; this network returned none")
+        return self._picked(logits, token, copies)
+
+    def first_block(self, site: Site) -> int:
+        """Return the first block whose computation an edit of a site changes; 0 if unknown."""
+        if site.stack is None or site.stack.name:
+            return 0
+        if site.name in ("final_norm", "logits"):
+            return self.num_blocks
+        point, _, number = site.name.partition(".")
+        block = number.partition(".")[0]
+        return int(block) + (point == "resid_post") if block.isdigit() else 0
+
+    def _head(self, columns: Tensor) -> dict[str, Any]:
+        """Return what makes the network compute the logits of some columns only, if it can."""
+        if "logits_to_keep" not in inspect.signature(self._model.module.forward).parameters:
+            return {}
+        return {"logits_to_keep": columns}
+
+    def _picked(self, logits: Tensor, token: int, copies: int) -> Tensor:
+        """Return the logits of the asked columns; those before `token` are the trunk's own."""
+        asked = self.asked.repeat(copies, 1)
+        columns = self._columns[self._columns >= token]
+        kept = len(columns) and logits.shape[1] == len(columns)
+        index = torch.searchsorted(columns, asked) if kept else asked - token
+        rows = torch.arange(len(asked))[:, None]
+        found = logits[rows, index.clamp(0, logits.shape[1] - 1).to(logits.device)]
+        early = (asked < token).to(logits.device)
+        if not early.any():
+            return found
+        return torch.where(early[..., None], self.logits.repeat(copies, 1, 1), found)
+
+    def _tail(
+        self, copies: int, token: int, settings: Mapping[str, Any], counts: Sequence[int]
+    ) -> Batch:
+        """Return the copies' inputs from `token` on, with the trunk's cache of what was before."""
+        tokens = _tokens(self.batch)
+        kwargs = {k: v for k, v in self.batch.kwargs.items() if k != "input_ids"}
+        kwargs = {k: _again(v, copies) for k, v in kwargs.items()}
+        if "position_ids" in kwargs:
+            kwargs["position_ids"] = kwargs["position_ids"][:, token:]
+        kwargs |= {"past_key_values": self._past(token, counts), "use_cache": True, **settings}
+        kwargs["input_ids"] = _again(tokens[:, token:], copies)
+        valid = self.batch.valid
+        return Batch((), kwargs, kwargs["input_ids"],
+                     None if valid is None else _again(valid[:, token:], copies))  # fmt: skip
+
+    def _past(self, token: int, counts: Sequence[int]) -> Any:
+        """Return a cache of the tokens before `token`, in each block of the rows that run there.
+
+        Blocks in which none run keep one row, which tells how many tokens there were.
+        """
+        past = copy.copy(self._cache)
+        past.layers = [copy.copy(layer) for layer in self._cache.layers]
+        for layer, count in zip(past.layers, counts, strict=False):
+            times = max(count // len(layer.keys), 1)
+            layer.keys = _again(layer.keys[:, :, :token], times)
+            layer.values = _again(layer.values[:, :, :token], times)
+            if hasattr(layer, "cumulative_length"):
+                layer.cumulative_length = token
+        return past
+
+    def _entering(self, block: int, counts: Sequence[int], token: int) -> Tensor:
+        """Return the trunk's stream for the copies that begin at a block, (rows, T - token, D)."""
+        new = counts[block] - (counts[block - 1] if block else 0)
+        x = self._values[block][:, token:]
+        return _again(x, new // len(x))
+
+    def _skip(self, block: int, first: int, counts: Sequence[int], token: int) -> nn.Module:
+        value = self._entering(first, counts, token) if block == first - 1 else None
+        return _Skip(self._model.module.get_submodule(self._blocks[block]), value, self._tuple)
+
+    def _hooked(self, block: int, counts: Sequence[int], token: int) -> list[Any]:
+        """Hook a block so that it computes the rows that have begun, and others join after it."""
+        module = self._model.module.get_submodule(self._blocks[block])
+
+        def shorten(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            cut = partial(_first_rows, total=counts[-1], rows=counts[block])
+            return tuple(map(cut, args)), {k: cut(v) for k, v in kwargs.items()}
+
+        def join(_: nn.Module, __: Any, output: Any) -> Any:
+            x = output[0] if isinstance(output, tuple) else output
+            x = torch.cat([x, self._entering(block + 1, counts, token)])
+            return (x, *output[1:]) if isinstance(output, tuple) else x
+
+        handles = []
+        if counts[block] < counts[-1]:
+            handles.append(module.register_forward_pre_hook(shorten, with_kwargs=True))
+        if counts[block] < counts[block + 1]:
+            handles.append(module.register_forward_hook(join))
+        return handles
+
+
+class _Skip(nn.Module):
+    """Stands in for a block that need not run; gives on its input, or the trunk's stream."""
+
+    def __init__(self, block: nn.Module, value: Tensor | None, as_tuple: bool) -> None:
+        super().__init__()
+        self._own, self._value, self._as_tuple = (block,), value, as_tuple
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._own[0], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x = _hidden(args, kwargs) if self._value is None else self._value
+        return (x,) if self._as_tuple else x
+
+
+def shares(model: "Model", batch: Batch) -> bool:
+    """Say whether runs of a network can start in the middle: a decoder that keeps a cache."""
+    parameters = inspect.signature(model.module.forward).parameters
+    known = {"past_key_values", "use_cache", "input_ids"} <= parameters.keys()
+    given = set(batch.kwargs) <= {"input_ids", "attention_mask", "position_ids"} and not batch.args
+    return known and given and bool(block_paths(model))
+
+
+def block_paths(model: "Model") -> list[str]:
+    """Return the paths of the main stack's blocks; none where blocks are called again and again."""
+    sites = {s.name: s for s in model.sites() if s.stack is not None and not s.stack.name}
+    found = [sites.get(f"resid_pre.{b}") for b in range(len(sites))]
+    places = [s.place for s in found if s is not None]
+    main = [p for p in places if p.side == "in" and p.call is None and not p.item]
+    return [p.path for p in main] if len(main) == len(places) else []
+
+
+def first_token(edit: Edit, site: Site, x: Tensor, moment: Moment) -> int | None:
+    """Return the first column at which an edit changes the bare network's values.
+
+    Args:
+        edit: At one site.
+        site: That site.
+        x: What the bare network has there.
+        moment: Of the bare run.
+
+    Returns:
+        The column, 0 where an operation looks at other tokens too; None if nothing changes.
+    """
+    if not edit.operation.tokenwise:
+        return 0
+    axes = "BTD" if site.head is not None and site.axes == "BTHK" else site.axes
+    rows = rows_first(x, axes)
+    with torch.no_grad():
+        new = replace(edit, operation=edit.operation.like(rows, axes)).write(rows, moment)
+    changed_T = (new != rows).flatten(2).any(-1).any(0)
+    learnt = any(t.requires_grad for t in edit.operation.tensors().values())
+    if learnt or new is rows:  # a gradient is asked, or the run itself must say what is wrong
+        mask_BT = edit.where.token_mask(moment, len(rows), rows.shape[1])
+        meant = torch.ones_like(changed_T) if mask_BT is None else mask_BT.any(0)
+        changed_T = meant if meant.any() else torch.ones_like(changed_T)
+    columns = changed_T.nonzero()
+    return int(columns[0]) if len(columns) else None
+
+
+def _tokens(batch: Batch) -> Tensor:
+    if batch.tokens is None:
+        raise EditError("a sweep needs token inputs, whose logits have positions")
+    return batch.tokens
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    found: Tensor = args[0] if args else kwargs["hidden_states"]
+    return found
+
+
+def _again(value: Any, times: int) -> Any:
+    """Repeat a tensor's rows; what is no tensor stays."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.repeat(times, *[1] * (value.dim() - 1))
+
+
+def _first_rows(value: Any, total: int, rows: int) -> Any:
+    """Cut what has all rows to those that run; also inside tuples and mappings."""
+    if isinstance(value, tuple):
+        return tuple(_first_rows(v, total, rows) for v in value)
+    if isinstance(value, Mapping):
+        return {k: _first_rows(v, total, rows) for k, v in value.items()}
+    whole = isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == total
+    return value[:rows] if whole else value
+
+
