@@ -79,7 +79,9 @@ def test_batches_hold_the_rows_of_several_variants(m: Model) -> None:
 def test_versions_that_change_nothing_cost_nothing(m: Model) -> None:
     same = m.run(tiny.PROMPTS, record=SITE)
     calls, remove = tiny.counted(m.module, "lm_head")
-    got_VB = m.sweep(tiny.PROMPTS, [[], [ak.swap(SITE, same)], [ak.add(SITE, VECTORS_BD[0], 0.0)]], gap)
+    got_VB = m.sweep(
+        tiny.PROMPTS, [[], [ak.swap(SITE, same)], [ak.add(SITE, VECTORS_BD[0], 0.0)]], gap
+    )
     remove()
     assert len(calls) == 1
     assert_close(got_VB, got_VB[:1].expand(3, -1), rtol=0, atol=0)

@@ -216,8 +216,12 @@ class Swap(Operation):
     def since(self, token: int, axes: str) -> Self:
         """Return the operation with the value from a token on."""
         start = token if self.value.shape[axes.index("T")] > 1 else 0
-        return replace(self, value=self.value.narrow(
-            axes.index("T"), start, self.value.shape[axes.index("T")] - start))
+        return replace(
+            self,
+            value=self.value.narrow(
+                axes.index("T"), start, self.value.shape[axes.index("T")] - start
+            ),
+        )
 
     def like(self, x: Tensor, axes: str) -> Self:
         """Return the operation with its value turned rows first, on x's device."""

@@ -155,7 +155,7 @@ def _planned(trunk: Trunk, index: int, edits: Sited) -> Variant:
 def _grouped(variants: list[Variant], at_once: int, trunk: Trunk) -> list[list[Variant]]:
     """Put versions that begin at near tokens into one batch, in the order of their blocks."""
     tokens = trunk.batch.tokens
-    assert tokens is not None  # noqa: S101
+    assert tokens is not None
     rows, length = tokens.shape
     groups: list[list[Variant]] = []
     for v in sorted(variants, key=lambda v: (v.token, v.block or 0, v.index)):

@@ -64,7 +64,7 @@ class Trunk:
         self.asked = last if asked is None else asked.cpu()
         self._blocks = block_paths(model)
         self.num_blocks = len(self._blocks)
-        self._columns = self.asked.unique()
+        self._columns = torch.unique(self.asked)
         self._values: list[Tensor] = []
         self._tuple = False
         self.recorded = self._run_once([site.name for site in record])
@@ -98,8 +98,7 @@ class Trunk:
         layers = getattr(self._cache, "layers", ())
         keys = [getattr(layer, "keys", None) for layer in layers]
         return len(keys) == self.num_blocks and all(
-            isinstance(k, Tensor) and k.dim() == 4 and k.shape[2] == length  # noqa: PLR2004
-            for k in keys
+            isinstance(k, Tensor) and k.dim() == 4 and k.shape[2] == length for k in keys
         )
 
     def resume(
@@ -206,7 +205,7 @@ class Trunk:
         """Return the trunk's stream for the copies that begin at a block, (rows, T - token, D)."""
         new = counts[block] - (counts[block - 1] if block else 0)
         x = self._values[block][:, token:]
-        return _again(x, new // len(x))
+        return x.repeat(new // len(x), 1, 1)
 
     def _skip(self, block: int, first: int, counts: Sequence[int], token: int) -> nn.Module:
         value = self._entering(first, counts, token) if block == first - 1 else None
@@ -322,5 +321,3 @@ def _first_rows(value: Any, total: int, rows: int) -> Any:
         return {k: _first_rows(v, total, rows) for k, v in value.items()}
     whole = isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == total
     return value[:rows] if whole else value
-
-
