@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 import actkit as ak
+from actkit.core.blocks import block_paths
 from actkit.core.edit import Edit
 from actkit.core.errors import EditError
 from actkit.core.model import Model
 from actkit.core.sweep import most_rows
-from actkit.core.trunk import Trunk, block_paths, shares
+from actkit.core.trunk import Trunk, shares
 from tests.core import tiny
 from tests.core.architectures.parity import ROWS, close
 from tests.core.architectures.test_decoders import (
@@ -157,6 +158,18 @@ def test_gradients_pass_through_what_is_in_edits(name: str) -> None:
         assert want.grad is not None
         close(v.grad, want.grad, 1e-4)
         assert v.grad.abs().max() > 0
+
+
+def test_edits_that_change_nothing_do_not_begin_a_version() -> None:
+    m = opened("llama")
+    same = m.run(EVEN, record=["z.0", "resid_pre.1"])
+    early = [ak.swap("z.0", same), ak.swap("resid_pre.1", same, ak.Where(tokens=1))]
+    late = [ak.scale("resid_pre.2", 0.5, ak.Where(tokens=-1))]
+    every = [early, early + late, late, [*late, *early], [ak.swap("z.0", same, ak.Where(tokens=0)),
+             ak.scale("z.0", 0.5, ak.Where(tokens=4))]]  # fmt: skip
+    got_VB = m.sweep(EVEN, every, total)
+    close(got_VB, alone(m, EVEN, every, "last"), 2e-5)
+    close(got_VB[1], got_VB[2])
 
 
 def test_several_copies_go_on_from_one_block_with_edits_of_all_rows() -> None:

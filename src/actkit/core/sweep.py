@@ -19,7 +19,6 @@ from torch import Tensor
 from actkit.core.edit import Edit
 from actkit.core.errors import EditError
 from actkit.core.inputs import Batch
-from actkit.core.moment import Moment
 from actkit.core.progress import track
 from actkit.core.sites import Site
 from actkit.core.trunk import Trunk, first_token, shares
@@ -124,6 +123,7 @@ def _shared(
             replace(_since(e, site, token), block=_block(i, rows))
             for i, v in enumerate(group)
             for e, site in v.edits
+            if trunk.meant_from(e, token)
         ]
         starts = [v.block or 0 for v in group]
         if any(site.place.layout.flat for v in group for _, site in v.edits):
@@ -136,20 +136,22 @@ def _shared(
 
 
 def _planned(trunk: Trunk, index: int, edits: Sited) -> Variant:
-    """Find where a version begins: at the first block and token that it changes."""
-    moment = Moment()
-    moment.begin((), trunk.batch.kwargs)
-    moment.tell(trunk.batch.tokens, trunk.batch.valid)
+    """Find where a version begins: at the first block and token that it changes.
+
+    Edits of blocks before are left out: what they meet is the bare network's, and stays.
+    """
     starts = []
     for edit, site in edits:
         known = site.name in trunk.recorded
         x = trunk.recorded[site.name] if known else None
-        column = first_token(edit, site, x, moment) if x is not None else 0
+        column = first_token(edit, site, x, trunk.moment) if x is not None else 0
         if column is not None:
             starts.append((trunk.first_block(site), column))
     if not starts:
         return Variant(index, edits, None, 0)
-    return Variant(index, edits, min(b for b, _ in starts), min(c for _, c in starts))
+    block = min(b for b, _ in starts)
+    kept = tuple((e, s) for e, s in edits if trunk.first_block(s) >= block)
+    return Variant(index, kept, block, min(c for _, c in starts))
 
 
 def _grouped(variants: list[Variant], at_once: int, trunk: Trunk) -> list[list[Variant]]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from actkit.core.blocks import Skip, block_paths, first_rows, hidden
 from actkit.core.edit import Edit
 from actkit.core.errors import EditError
 from actkit.core.inputs import Batch
@@ -41,6 +42,7 @@ class Trunk:
         logits: (B, P, V) of the bare network.
         num_blocks: Number of blocks.
         recorded: What the bare network has at the sites that were asked.
+        moment: Of the bare run.
     """
 
     def __init__(
@@ -65,6 +67,9 @@ class Trunk:
         self._blocks = block_paths(model)
         self.num_blocks = len(self._blocks)
         self._columns = torch.unique(self.asked)
+        self.moment = Moment()
+        self.moment.begin((), self.batch.kwargs)
+        self.moment.tell(tokens, self.batch.valid)
         self._values: list[Tensor] = []
         self._tuple = False
         self.recorded = self._run_once([site.name for site in record])
@@ -75,7 +80,7 @@ class Trunk:
         """Run the bare network, keeping what each block receives and what the last returns."""
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._values.append(_hidden(args, kwargs))
+            self._values.append(hidden(args, kwargs))
 
         def end(_: nn.Module, __: Any, output: Any) -> None:
             self._tuple = isinstance(output, tuple)
@@ -152,6 +157,13 @@ class Trunk:
         block = number.partition(".")[0]
         return int(block) + (point == "resid_post") if block.isdigit() else 0
 
+    def meant_from(self, edit: Edit, token: int) -> bool:
+        """Say whether an edit is meant for a column from `token` on, or for none at all."""
+        if not edit.operation.tokenwise:
+            return True
+        mask_BT = edit.where.token_mask(self.moment, *_tokens(self.batch).shape)
+        return mask_BT is None or not mask_BT.any() or bool(mask_BT[:, token:].any())
+
     def _head(self, columns: Tensor) -> dict[str, Any]:
         """Return what makes the network compute the logits of some columns only, if it can."""
         if "logits_to_keep" not in inspect.signature(self._model.module.forward).parameters:
@@ -209,14 +221,14 @@ class Trunk:
 
     def _skip(self, block: int, first: int, counts: Sequence[int], token: int) -> nn.Module:
         value = self._entering(first, counts, token) if block == first - 1 else None
-        return _Skip(self._model.module.get_submodule(self._blocks[block]), value, self._tuple)
+        return Skip(self._model.module.get_submodule(self._blocks[block]), value, self._tuple)
 
     def _hooked(self, block: int, counts: Sequence[int], token: int) -> list[Any]:
         """Hook a block so that it computes the rows that have begun, and others join after it."""
         module = self._model.module.get_submodule(self._blocks[block])
 
         def shorten(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            cut = partial(_first_rows, total=counts[-1], rows=counts[block])
+            cut = partial(first_rows, total=counts[-1], rows=counts[block])
             return tuple(map(cut, args)), {k: cut(v) for k, v in kwargs.items()}
 
         def join(_: nn.Module, __: Any, output: Any) -> Any:
@@ -232,39 +244,12 @@ class Trunk:
         return handles
 
 
-class _Skip(nn.Module):
-    """Stands in for a block that need not run; gives on its input, or the trunk's stream."""
-
-    def __init__(self, block: nn.Module, value: Tensor | None, as_tuple: bool) -> None:
-        super().__init__()
-        self._own, self._value, self._as_tuple = (block,), value, as_tuple
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._own[0], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        x = _hidden(args, kwargs) if self._value is None else self._value
-        return (x,) if self._as_tuple else x
-
-
 def shares(model: "Model", batch: Batch) -> bool:
     """Say whether runs of a network can start in the middle: a decoder that keeps a cache."""
     parameters = inspect.signature(model.module.forward).parameters
     known = {"past_key_values", "use_cache", "input_ids"} <= parameters.keys()
     given = set(batch.kwargs) <= {"input_ids", "attention_mask", "position_ids"} and not batch.args
     return known and given and bool(block_paths(model))
-
-
-def block_paths(model: "Model") -> list[str]:
-    """Return the paths of the main stack's blocks; none where blocks are called again and again."""
-    sites = {s.name: s for s in model.sites() if s.stack is not None and not s.stack.name}
-    found = [sites.get(f"resid_pre.{b}") for b in range(len(sites))]
-    places = [s.place for s in found if s is not None]
-    main = [p for p in places if p.side == "in" and p.call is None and not p.item]
-    return [p.path for p in main] if len(main) == len(places) else []
 
 
 def first_token(edit: Edit, site: Site, x: Tensor, moment: Moment) -> int | None:
@@ -301,23 +286,8 @@ def _tokens(batch: Batch) -> Tensor:
     return batch.tokens
 
 
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    found: Tensor = args[0] if args else kwargs["hidden_states"]
-    return found
-
-
 def _again(value: Any, times: int) -> Any:
     """Repeat a tensor's rows; what is no tensor stays."""
     if not isinstance(value, Tensor):
         return value
     return value.repeat(times, *[1] * (value.dim() - 1))
-
-
-def _first_rows(value: Any, total: int, rows: int) -> Any:
-    """Cut what has all rows to those that run; also inside tuples and mappings."""
-    if isinstance(value, tuple):
-        return tuple(_first_rows(v, total, rows) for v in value)
-    if isinstance(value, Mapping):
-        return {k: _first_rows(v, total, rows) for k, v in value.items()}
-    whole = isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == total
-    return value[:rows] if whole else value
