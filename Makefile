@@ -37,8 +37,8 @@ evidence: $(INSTALLED) ## measure all papers, write docs/evidence.*; TESTS=tests
 bench: $(INSTALLED) ## measure speed against the limits, write bench/results.md
 	$(BIN)/python -m bench
 
-leaderboard: $(INSTALLED) ## compare all steering methods on SmolLM2, write docs/steering-leaderboard.md; TASKS="sentiment refusal"
-	$(BIN)/python -m bench.leaderboard $(TASKS)
+leaderboard: $(INSTALLED) ## compare all methods of a family on SmolLM2: FAMILY=steer|trace TASKS="sentiment refusal"
+	$(BIN)/python -m bench.leaderboard $(or $(FAMILY),steer) $(TASKS)
 
 docs: $(INSTALLED) ## write the evidence page again and build the site
 	$(BIN)/python -m actkit.evidence

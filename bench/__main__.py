@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from bench import instrument, on_ray, peers, reading, steering, store
+from bench import instrument, on_ray, peers, reading, steering, store, tracing
 from bench._measure import Row
 
 PARTS = {
     "instrument": instrument,
     "reading": reading,
     "steering": steering,
+    "tracing": tracing,
     "store": store,
     "on_ray": on_ray,
     "peers": peers,

@@ -1,7 +1,8 @@
-"""Compare all text methods of `steer` on SmolLM2: `python -m bench.leaderboard [TASK ...]`.
+"""Compare a family's methods on SmolLM2: `python -m bench.leaderboard steer|trace [TASK ...]`.
 
-Writes docs/steering-leaderboard.md, and the Pareto plot of the first task as docs/steering.png.
-Finished runs are kept in build/leaderboard, so that it goes on where it stopped.
+Writes docs/steering-leaderboard.md or docs/tracing-leaderboard.md, and the Pareto plot of the
+first task beside it. Finished runs are kept in build/leaderboard, so that it goes on where it
+stopped.
 """
 
 import sys
@@ -14,7 +15,7 @@ from actkit.leaderboard import Leaderboard
 DOCS = Path(__file__).parents[1] / "docs"
 KEPT = Path(__file__).parents[1] / "build" / "leaderboard"
 SEEDS = 3
-HEAD = """# Steering leaderboard
+STEER = """# Steering leaderboard
 
 All methods of the family that learn from examples and need no settings, on SmolLM2-135M-Instruct.
 `python -m bench.leaderboard` writes this page.
@@ -36,24 +37,42 @@ difference, and asking in words.
   depend on what else the machine did; `bench/results.md` has the speeds that were measured alone.
 """
 
-STARS = "\\* on the Pareto front of concept and perplexity."
+TRACE = """# Tracing leaderboard
+
+All localizers that need no settings, on SmolLM2-135M-Instruct. `python -m bench.leaderboard trace`
+writes this page.
+
+Each of {seeds} seeds divides a task's pairs anew, six in each half. On one half every method scores
+the heads, and, where it can, MLPs and the stream by position; on the other half its strongest
+heads must answer alone. Margins are 95 % intervals over seeds. The control has random scores.
+
+- **agreement**: Pearson's correlation with exact activation patching of the same pairs. A method of
+  another question (what ablation costs, what a head writes towards the answer) need not agree.
+- **top heads shared**: of exact patching's ten strongest heads, whatever their sign.
+- **faithfulness**: share of the gap between clean and corrupt prompts that is left when all heads
+  but the strongest 2, 5, 10, 20 and 40 % hold what they have on the corrupt prompts; the mean.
+- **AUC**: area under the ROC curve of the heads' scores on five networks whose circuits are known.
+- **time**: seconds for all 270 heads; it depends on what else the machine did.
+"""
+
+PAGES = {"steer": ("steering", STEER, "sentiment", "concept and perplexity"),
+         "trace": ("tracing", TRACE, "ioi", "agreement and time")}  # fmt: skip
 
 
-def main(tasks: Sequence[str]) -> None:
+def main(family: str, tasks: Sequence[str]) -> None:
     """Run the comparison and write the page."""
     KEPT.mkdir(parents=True, exist_ok=True)
     model = ak.open("smollm2")
+    name, head, first, front = PAGES[family]
     boards = {
-        task: ak.compare("steer", model, task=task, seeds=SEEDS, log=KEPT / f"{task}.jsonl")
-        for task in tasks
+        task: ak.compare(family, model, task=task, seeds=SEEDS, log=KEPT / f"{task}.jsonl")
+        for task in tasks or [first]
     }
-    parts = [HEAD.format(seeds=SEEDS)]
+    parts = [head.format(seeds=SEEDS)]
     for task, board in boards.items():
-        parts.append(
-            f"## {task}\n\n{board.table()}\n\n\\* on the Pareto front of concept and perplexity"
-        )
-    (DOCS / "steering-leaderboard.md").write_text("\n\n".join(parts) + "\n")
-    picture(next(iter(boards.values())), DOCS / "steering.png")
+        parts.append(f"## {task}\n\n{board.table()}\n\n\\* on the Pareto front of {front}")
+    (DOCS / f"{name}-leaderboard.md").write_text("\n\n".join(parts) + "\n")
+    picture(next(iter(boards.values())), DOCS / f"{name}.png")
 
 
 def picture(board: Leaderboard, path: Path) -> None:
@@ -72,4 +91,4 @@ def picture(board: Leaderboard, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["sentiment"])
+    main(sys.argv[1] if len(sys.argv) > 1 else "steer", sys.argv[2:])

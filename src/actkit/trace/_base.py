@@ -25,9 +25,11 @@ class Localizer(ABC):
 
     Attributes:
         unit: Of the scores.
+        kinds: Of "heads", "mlp" and "resid" the parts that it can be asked for.
     """
 
     unit: ClassVar[str] = "share of the gap"
+    kinds: ClassVar[tuple[str, ...]] = ("heads", "mlp", "resid")
     parts: str | Parts
 
     def __call__(self, model: Model, task: "Task | Trial") -> Scores:

@@ -1,0 +1,215 @@
+"""The fair comparison of localizers: the same pairs, held against exact patching and truth.
+
+Each seed divides a task's pairs anew: on one half every method scores the network's parts, and
+is held against exact activation patching of the same half; on the other half its strongest heads
+must answer alone. Networks whose circuits are known say whether it finds what is there.
+
+Shapes: L layers, H heads, B pairs.
+"""
+
+import inspect
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from random import Random
+from statistics import fmean
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from actkit.catalog import methods as entries
+from actkit.core.edit import swap
+from actkit.core.errors import InputError
+from actkit.core.model import Model
+from actkit.core.protocol import Metric, Protocol
+from actkit.core.where import Where
+from actkit.trace._base import Localizer
+from actkit.trace._parts import Parts
+from actkit.trace._scores import Scores
+from actkit.trace._task import Task, Trial
+from actkit.trace._tasks import TASKS, as_task
+
+PAIRS = 6
+"""Pairs in each half, at most."""
+TOP = 10
+"""How many of the strongest heads are compared with those of exact patching."""
+SIZES = (0.02, 0.05, 0.1, 0.2, 0.4)
+"""Shares of the heads that must answer alone."""
+KINDS = {"heads": "heads", "MLPs": "mlp", "stream": "resid"}
+"""The component kinds that are held against exact patching, and the parts of each."""
+
+
+@dataclass
+class RandomScores(Localizer):
+    """The control: normal numbers for scores.
+
+    Args:
+        parts: What is scored.
+        seed: Of the numbers.
+    """
+
+    parts: str | Parts = "heads"
+    seed: int = 0
+
+    def _score(self, trial: Trial, parts: Parts) -> Tensor:
+        length = trial.length if "position" in parts.axes else 0
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(parts.shape(trial.model, length), generator=generator)
+
+
+class TraceProtocol(Protocol):
+    """Agreement with exact patching, faithfulness of circuits, known circuits, seconds."""
+
+    metrics: ClassVar = (
+        Metric("agreement, heads", better="higher"),
+        Metric("time", "s", log=True),
+        Metric("agreement, MLPs", better="higher"),
+        Metric("agreement, stream", better="higher"),
+        Metric("top heads shared", better="higher"),
+        Metric("faithfulness", better="higher"),
+        Metric("AUC", better="higher"),
+    )
+    tasks: ClassVar = tuple(TASKS)
+
+    def __init__(self) -> None:
+        """Begin without any exact scores."""
+        self._exact: dict[Any, dict[str, Tensor]] = {}
+
+    def methods(self, task: Any) -> Mapping[str, Any]:
+        """Return every localizer that needs no settings, and the random control."""
+        found = {e.name: e.load() for e in entries("trace")}
+        return {**{n: own for n, own in found.items() if _takes_part(own)}, "random": RandomScores}
+
+    def chosen(self, task: Any, methods: Any = None) -> dict[str, Any]:
+        """Return the methods to compare; a task may be one of a user's own."""
+        as_task(task)
+        return super().chosen(task, methods)
+
+    def measure(self, method: Any, task: Any, model: Model | None, seed: int) -> dict[str, float]:
+        """Score one half of the pairs, and hold the scores against patching and the other half.
+
+        Args:
+            method: A localizer, or a class of one that needs no settings.
+            task: A bundled task's name or a `Task`.
+            model: The network.
+            seed: Divides the pairs.
+        """
+        if model is None:
+            raise InputError("localizers are compared on a network, got none: pass a model")
+        scored, held = (half.on(model) for half in _halves(as_task(task), seed))
+        made = method() if isinstance(method, type) else method
+        own = replace(made, seed=seed) if isinstance(made, RandomScores) else made
+        exact = self._exact_scores(model, scored, seed)
+        started = time.perf_counter()
+        found = {"heads": by_head(asked(own, "heads")(model, scored))}
+        seconds = time.perf_counter() - started
+        found |= {
+            kind: asked(own, KINDS[kind])(model, scored).values
+            for kind in exact
+            if kind != "heads" and KINDS[kind] in own.kinds
+        }
+        agreement = {
+            f"agreement, {kind}": _correlation(found[kind], exact[kind])
+            if kind in found and kind in exact else math.nan for kind in KINDS
+        }  # fmt: skip
+        return {
+            **agreement,
+            "time": seconds,
+            "top heads shared": shared_top(found["heads"], exact["heads"]),
+            "faithfulness": fmean(faithfulness(held, found["heads"])),
+            "AUC": _auc(own, seed),
+        }
+
+    def _exact_scores(self, model: Model, trial: Trial, seed: int) -> dict[str, Tensor]:
+        """Return exact patching of each kind of parts; kept for the next method."""
+        key = (id(model), trial.task.name, len(trial), seed)
+        if key not in self._exact:
+            patch = next(e for e in entries("trace") if e.name == "patch").load()
+            lengths = trial.valid("corrupt").sum(-1)
+            kinds = KINDS if bool((lengths == lengths[0]).all()) else {"heads": "heads"}
+            self._exact = {key: {k: patch(p)(model, trial).values for k, p in kinds.items()}}
+        return self._exact[key]
+
+
+def by_head(scores: Scores) -> Tensor:
+    """Return scores of heads (L, H); a head's score is the sum over the edges that leave it."""
+    if scores.axes == ("layer", "head"):
+        return scores.values
+    senders = [name.split() for name in scores.names[1]]
+    of_sender = scores.values.nansum(0)
+    heads = {tuple(map(int, n[1].split("."))): float(of_sender[i])
+             for i, n in enumerate(senders) if n[0] == "head"}  # fmt: skip
+    layers, width = (max(axis) + 1 for axis in zip(*heads, strict=True))
+    return torch.tensor([[heads.get((b, h), 0.0) for h in range(width)] for b in range(layers)])
+
+
+def shared_top(scores: Tensor, exact: Tensor, num: int = TOP) -> float:
+    """Return the share of exact patching's strongest parts that are among a method's."""
+    num = min(num, scores.numel())
+    top, want = ({*x.flatten().abs().topk(num).indices.tolist()} for x in (scores, exact))
+    return len(top & want) / num
+
+
+def faithfulness(trial: Trial, scores_LH: Tensor) -> list[float]:
+    """Return what share of the gap is left where only the strongest heads answer.
+
+    All other heads have what they have in the corrupt run; one entry for each of `SIZES`.
+    """
+    names = [f"z.{b}" for b in range(len(scores_LH))]
+    other = trial.source("corrupt", names)
+    order = scores_LH.flatten().abs().argsort(descending=True, stable=True)
+    variants = []
+    for share in SIZES:
+        out = torch.ones(scores_LH.numel(), dtype=torch.bool)
+        out[order[: max(1, round(share * len(out)))]] = False
+        out_LH = out.view(scores_LH.shape)
+        variants.append([
+            swap(name, other, Where(heads=own.nonzero()[:, 0].tolist()))
+            for name, own in zip(names, out_LH, strict=True) if own.any()
+        ])  # fmt: skip
+    mean_V = trial.sweep(variants, onto="clean").mean(-1)
+    return [float(m - trial.corrupt_values.mean()) / trial.gap for m in mean_V]
+
+
+def _halves(task: Task, seed: int) -> tuple[Task, Task]:
+    """Divide a task's pairs, at most `PAIRS` in each half."""
+    order = list(range(len(task)))
+    Random(seed).shuffle(order)
+    middle = min(PAIRS, len(order) // 2)
+    if not middle:
+        raise InputError(f"a comparison needs at least 2 pairs, got {len(order)}")
+    return task[order[:middle]], task[order[middle : 2 * middle]]
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    """Return Pearson's correlation; 0 where a method says the same of every part."""
+    pair = torch.stack([a.flatten(), b.flatten()]).double()
+    return float(torch.corrcoef(pair)[0, 1].nan_to_num())
+
+
+def _auc(localizer: Localizer, seed: int) -> float:
+    """Return the mean area under the ROC curve over the networks with known circuits."""
+    bench = next(e for e in entries("trace") if e.name == "interpbench").load()
+
+    def of_heads(model: Model, task: Task) -> Tensor:
+        return by_head(asked(localizer, "heads")(model, task))
+
+    return fmean(bench(of_heads, seed=seed).values())
+
+
+def asked(localizer: Localizer, parts: str) -> Localizer:
+    """Return the localizer asked for some parts; one of edges has no choice."""
+    choice = inspect.signature(type(localizer)).parameters
+    return replace(localizer, parts=parts) if "parts" in choice else localizer  # type: ignore[type-var]
+
+
+def _takes_part(made: Any) -> bool:
+    if not (isinstance(made, type) and issubclass(made, Localizer)):
+        return False
+    settings = inspect.signature(made).parameters.values()
+    return all(s.default is not inspect.Parameter.empty for s in settings)
+
+
+PROTOCOL = TraceProtocol()
