@@ -72,6 +72,20 @@ COMMANDS = {
     ],
     "steer show": ["path!", "--json"],
     "steer export": ["path!", "source!", "--to!", "--bake", "--all-tokens"],
+    "trace": [
+        "source!",
+        "task",
+        "--method -m",
+        "--parts",
+        "--num",
+        "--clean",
+        "--corrupt",
+        "--answer",
+        "--wrong",
+        "--top",
+        "--html",
+        "--json",
+    ],
 }
 """Every command with its arguments and options, "!" if they are required, "*" if repeatable.
 
@@ -140,7 +154,7 @@ def test_version_and_help(actkit: Any) -> None:
 
 def test_help_and_listings_do_not_load_torch() -> None:
     lines = [
-        ["--help"], ["--version"], ["scan", "--help"], ["nosuch"], ["methods"],
+        ["--help"], ["--version"], ["scan", "--help"], ["trace", "--help"], ["nosuch"], ["methods"],
         ["methods", "--json"], ["methods", "show", "moments"], ["methods", "show", "nosuch"],
     ]  # fmt: skip
     script = f"""

@@ -13,6 +13,7 @@ import typer
 from actkit import __version__
 from actkit.cli._output import AsJson, Source, make_folder, open_data, print_json, print_table
 from actkit.cli.steer import steer_app
+from actkit.cli.trace import trace
 from actkit.core.errors import ActkitError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = typer.Typer(
 methods_app = typer.Typer(help="List the methods, or show one.", invoke_without_command=True)
 app.add_typer(methods_app, name="methods")
 app.add_typer(steer_app, name="steer")
+app.command()(trace)
 
 Data = Annotated[
     str | None,

@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from actkit.core.as_json import as_json
 from actkit.core.errors import InputError
+from actkit.trace._pictures import label
+
+if TYPE_CHECKING:
+    from actkit.trace._task import Trial
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +79,91 @@ class Scores:
         return found if largest else found[::-1]
 
     def name(self, index: tuple[int, ...]) -> str:
-        """Return the name of one entry: "layer 3, head 5", "mlp 2 -> logits"."""
+        """Return the name of one entry: "layer 3, head 5", "position 4 Mary", "mlp 2 -> logits"."""
         if self.axes == ("receiver", "sender"):
             return f"{self.names[1][index[1]]} -> {self.names[0][index[0]]}"
         told = zip(self.axes, self.names, index, strict=True)
-        return ", ".join(f"{axis} {names[i]}" for axis, names, i in told)
+        return ", ".join(_spoken(axis, str(names[i]), i) for axis, names, i in told)
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
         """Return everything as JSON; also write it to a file."""
-        text = as_json({**vars(self), "values": self.values.tolist()})
-        if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
-        return text
+        return _written(as_json({**vars(self), "values": self.values.tolist()}), path)
+
+    def plot(self, path: str | PathLike[str] | None = None) -> Any:
+        """Return a map of the scores, a figure of plotly's; also write it to a file.
+
+        Colours are signed around zero, entries without a score are grey.
+
+        Args:
+            path: A page (.html) that opens offline, or a drawing (.svg).
+
+        Raises:
+            InputError: There are more than two axes, or the suffix is another one.
+        """
+        from actkit.trace import _pictures
+
+        return _pictures.figure(self) if path is None else _pictures.write(self, path)
+
+    def circuit(self, path: str | PathLike[str] | None = None, top: int = 40) -> str:
+        """Return the strongest edges as a graph of heads and MLPs, SVG; also write it to a file.
+
+        Args:
+            path: Of the .svg file.
+            top: How many edges.
+
+        Raises:
+            InputError: The scores are of no edges.
+        """
+        from actkit.trace._circuit_picture import circuit_svg
+
+        return _written(circuit_svg(self, top), path)
+
+    def to_html(self, path: str | PathLike[str] | None = None, top: int = 20) -> str:
+        """Return one page that opens offline: report, picture, strongest parts and settings.
+
+        Args:
+            path: Also write it there.
+            top: How many parts are listed; a circuit draws twice as many edges.
+        """
+        from actkit.trace._scores_page import page
+
+        return _written(page(self, top), path)
+
+    def to_neuronpedia(
+        self,
+        path: str | PathLike[str] | None = None,
+        trial: "Trial | None" = None,
+        top: int = 200,
+        slug: str = "actkit",
+    ) -> str:
+        """Return the strongest edges as the JSON of an attribution graph, as Neuronpedia shows.
+
+        Each head and MLP is one node at the last token, for all positions together; what enters
+        a head's queries, keys and values is added up; the input is an embedding node at the first
+        token, and the answer the target logit.
+
+        Args:
+            path: Also write it there.
+            trial: What was scored, for the tokens of its first prompt and the answer.
+            top: How many edges.
+            slug: The graph's short name.
+
+        Raises:
+            InputError: The scores are of no edges.
+        """
+        from actkit.trace._neuronpedia import graph_json
+
+        return _written(graph_json(self, trial, top, slug), path)
+
+
+def _spoken(axis: str, name: str, index: int) -> str:
+    """Return one axis of an entry; a token says where it stands, since a word may come twice."""
+    if axis != "position" or name == str(index):
+        return f"{axis} {name}"
+    return f"{axis} {index} {label(name)}"
+
+
+def _written(text: str, path: str | PathLike[str] | None) -> str:
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8")
+    return text

@@ -93,11 +93,15 @@ class Task:
         """Encode the pairs for a network, run both sides once, and check what can be checked.
 
         Raises:
-            InputError: A pair differs in length, or an answer is not one token.
+            InputError: A pair differs in length, an answer is not one token, or `align` names
+                tokens that are not there.
         """
         clean, corrupt = model.encode(_rows(self.clean)), model.encode(_rows(self.corrupt))
+        lengths = _lengths(clean), _lengths(corrupt)
         if self.align is None:
-            _check_lengths(self, model, clean, corrupt)
+            _check_lengths(model, clean, corrupt, lengths)
+        else:
+            _check_align(self.align, lengths)
         sides = [_ids(model, given) for given in (self.answers, self.wrong)]
         return Trial(self, model, clean, corrupt, *sides)
 
@@ -165,7 +169,7 @@ class Trial:
 
     @cached_property
     def clean_logits(self) -> Tensor:
-        """Return the bare network's logits of the clean prompts at the asked positions, (B, P, V)."""
+        """Return the bare network's logits of the clean prompts, (B, P, V)."""
         return self._logits(self.clean)
 
     @cached_property
@@ -208,7 +212,7 @@ class Trial:
     @property
     def able(self) -> bool:
         """Say whether the network does the task: more than half right, and the sides differ."""
-        return bool(self.right.float().mean() > 0.5 and self.gap != 0)  # noqa: PLR2004
+        return bool(self.right.float().mean() > 0.5 and self.gap != 0)
 
     @property
     def report(self) -> str:
@@ -223,7 +227,7 @@ class Trial:
             lines.append("the network does not do this task: maps of it mean little")
         wrong = (~self.right).nonzero()[:, 0].tolist()
         lines += [f"wrong: {i} {self.prompt(i)!r}" for i in wrong[:10]]
-        return "\n".join(lines + ([f"and {len(wrong) - 10} more"] if len(wrong) > 10 else []))  # noqa: PLR2004
+        return "\n".join(lines + ([f"and {len(wrong) - 10} more"] if len(wrong) > 10 else []))
 
     def check(self) -> None:
         """Warn if the network does not do the task."""
@@ -275,7 +279,7 @@ class Trial:
         valid = self.valid("clean")
         differ = (a != b) & valid
         if not differ.any():
-            return self.length - 1
+            return int(valid.sum(-1).min()) - 1
         positions = (valid.long().cumsum(-1) - 1)[differ]
         return int(positions.min())
 
@@ -346,6 +350,8 @@ def _pooled(log_p_nV: Tensor, ids_BA: Tensor | None) -> Tensor:
     """Return the log of the summed exponentials of each row's ids, (n,)."""
     if ids_BA is None:
         raise InputError("the metric needs answers")
+    if (highest := int(ids_BA.max())) >= log_p_nV.shape[1]:
+        raise InputError(f"answers must be below the {log_p_nV.shape[1]} tokens, got {highest}")
     ids = _again(ids_BA.to(log_p_nV.device), len(log_p_nV))
     picked = log_p_nV.gather(1, ids.clamp_min(0))
     return picked[:, 0] if ids.shape[1] == 1 else (
@@ -363,8 +369,8 @@ def _ids(model: Model, given: Answers | None) -> Tensor | None:
 
 def _row(model: Model, words: Any) -> list[int]:
     several = [words] if isinstance(words, str | int) else list(words)
-    if not several:
-        raise InputError("a pair needs an answer, got none")
+    if not several or any(isinstance(word, int) and word < 0 for word in several):
+        raise InputError(f"a pair needs answers: words or token ids from 0 on, got {several}")
     return [word if isinstance(word, int) else _single(model, word) for word in several]
 
 
@@ -378,22 +384,33 @@ def _single(model: Model, word: str) -> int:
     return int(ids[0])
 
 
-def _check_lengths(task: Task, model: Model, clean: Batch, corrupt: Batch) -> None:
-    if clean.tokens is None or corrupt.tokens is None:
+def _lengths(batch: Batch) -> list[int]:
+    """Return the number of tokens of each row, padding left out."""
+    if batch.tokens is None:
         raise InputError("a task needs prompts of tokens")
+    valid = torch.ones_like(batch.tokens) if batch.valid is None else batch.valid
+    return [int(n) for n in valid.sum(-1)]
 
-    def lengths(batch: Batch) -> list[int]:
-        tokens = torch.as_tensor(batch.tokens)
-        valid = torch.ones_like(tokens) if batch.valid is None else batch.valid
-        return [int(n) for n in valid.sum(-1)]
 
-    for row, (a, b) in enumerate(zip(lengths(clean), lengths(corrupt), strict=True)):
+def _check_lengths(
+    model: Model, clean: Batch, corrupt: Batch, lengths: tuple[list[int], list[int]]
+) -> None:
+    for row, (a, b) in enumerate(zip(*lengths, strict=True)):
         if a != b:
             shown = [_pieces(model, batch, row) for batch in (clean, corrupt)]
             raise InputError(
                 f"clean and corrupt must have as many tokens, pair {row} has {a} and {b}:\n"
                 f"  clean   {shown[0]}\n  corrupt {shown[1]}\n"
                 "write them alike, or give Task(align=) which token corresponds to which"
+            )
+
+
+def _check_align(align: Sequence[Sequence[int]], lengths: tuple[list[int], list[int]]) -> None:
+    for row, (pairs, clean, corrupt) in enumerate(zip(align, *lengths, strict=True)):
+        if len(pairs) != corrupt or not all(-1 <= i < clean for i in pairs):
+            raise InputError(
+                f"align must give each of the {corrupt} corrupt tokens of pair {row} a clean "
+                f"position in 0..{clean - 1} or -1, got {list(pairs)}"
             )
 
 
