@@ -43,8 +43,9 @@ def test_the_true_circuit_alone_keeps_the_whole_gap(toy: Model) -> None:
 def test_a_head_of_a_graph_is_the_sum_of_its_edges() -> None:
     names = [["logits", "mlp 0"], ["input", "head 0.0", "head 1.1"]]
     values = torch.tensor([[5.0, 0.5, 2.0], [7.0, -2.0, math.nan]])
-    heads_LH = by_head(Scores(values, names, ("receiver", "sender")))
-    assert heads_LH.tolist() == [[-1.5, 0.0], [0.0, 2.0]]
+    heads = by_head(Scores(values, names, ("receiver", "sender")))
+    assert heads.values.tolist() == [[-1.5, 0.0], [0.0, 2.0]]
+    assert heads.top(1) == [("layer 1, head 1", 2.0)]
 
 
 def test_how_many_of_the_strongest_are_shared() -> None:
@@ -89,10 +90,13 @@ def test_bad_input_is_refused(toy: Model) -> None:
 
 def test_pairs_of_several_lengths_compare_heads_alone() -> None:
     m = tiny.model()
-    sides = ["w1 w2 w3", "w1 w2 w3 w4"], ["w5 w2 w3", "w6 w2 w3 w4"]
+    ends = ["w2 w3", "w2 w3 w4", "w7 w3 w2 w8"] * 2
+    sides = [f"w1 {end}" for end in ends], [f"w{5 + i} {end}" for i, end in enumerate(ends)]
     logits = m.run(sides[0], logits=True).logits
     assert logits is not None
     best, worst = logits[:, -1].argmax(-1), logits[:, -1].argmin(-1)
-    found = PROTOCOL.measure(Patch(), Task(*sides, best, worst), m, 0)
+    task = Task(*sides, best, worst)
+    assert len(set(task[[0, 1, 2]].on(m).valid("clean").sum(-1).tolist())) == 3
+    found = PROTOCOL.measure(Patch(), task, m, 0)
     assert math.isnan(found["agreement, stream"])
     assert found["agreement, heads"] == pytest.approx(1.0)

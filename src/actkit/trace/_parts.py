@@ -4,7 +4,7 @@ Shapes: L layers, B batch, T tokens, H heads, K head width, D width.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -104,7 +104,7 @@ class Parts:
 
     def summed(self, x: Tensor) -> Tensor:
         """Sum (B, T, ...) products over all that is not told apart, mean over the rows."""
-        keep = {"position": 1, "head": 2 if x.dim() == 4 else None, "unit": x.dim() - 1}  # noqa: PLR2004
+        keep = {"position": 1, "head": 2 if x.dim() == 4 else None, "unit": x.dim() - 1}
         kept = [keep[a] for a in self.axes]
         rest = [axis for axis in range(1, x.dim()) if axis not in kept]
         mean = x.mean(0, keepdim=True)
@@ -132,6 +132,12 @@ def as_parts(parts: "str | Parts") -> Parts:
     if parts not in PARTS:
         raise InputError(f"parts must be one of {', '.join(PARTS)} or Parts, got {parts!r}")
     return PARTS[parts]
+
+
+def beside(part: Part, names: list[str], window: int) -> list[Part]:
+    """Return the part with its neighbours in the layers of a window around it."""
+    middle, half = names.index(part.site), window // 2
+    return [replace(part, site=n) for n in names[max(0, middle - half) : middle + half + 1]]
 
 
 def filled(values: list[Tensor] | Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -317,7 +317,14 @@ class Trial:
         """Return (..., B) values as shares of the gap: 0 as the side itself, 1 as the other one.
 
         The mean over pairs is taken before the ratio.
+
+        Raises:
+            InputError: Both sides have the same metric, so that there is no gap to share.
         """
+        if self.gap == 0:
+            raise InputError(
+                f"shares need a gap, but clean and corrupt give the same: {self.report}"
+            )
         mean = values.mean(-1)
         own, other = self.corrupt_values.mean(), self.clean_values.mean()
         if onto == "clean":

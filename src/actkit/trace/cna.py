@@ -57,6 +57,7 @@ class CNA(Localizer):
     """
 
     unit: ClassVar[str] = "of the metric"
+    kinds: ClassVar[tuple[str, ...]] = ("heads",)
     head: tuple[int, int] | None
     parts: str | Parts = "neurons"
     layers: Sequence[int] | None = None

@@ -3,7 +3,7 @@
 Shapes: B pairs, V variants, L layers, T tokens.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from actkit.core.edit import Edit, swap
 from actkit.core.errors import InputError
 from actkit.core.recording import Recording
 from actkit.trace._base import Localizer
-from actkit.trace._parts import Part, Parts
+from actkit.trace._parts import Part, Parts, beside
 from actkit.trace._task import Trial
 
 
@@ -65,15 +65,10 @@ class Patch(Localizer):
         other = trial.source(source, names)
         length = trial.length if "position" in parts.axes else 0
         variants = [
-            [_swapped(p, other) for p in self._beside(part, names)]
+            [_swapped(p, other) for p in beside(part, names, self.window)]
             for part in parts.each(trial.model, length)
         ]
         return trial.recovery(trial.sweep(variants, onto, self.batch), onto)
-
-    def _beside(self, part: Part, names: list[str]) -> list[Part]:
-        """Return the part with its neighbours in the layers of the window."""
-        middle, half = names.index(part.site), self.window // 2
-        return [replace(part, site=n) for n in names[max(0, middle - half) : middle + half + 1]]
 
 
 def _swapped(part: Part, other: Recording) -> Edit:

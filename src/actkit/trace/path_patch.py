@@ -53,6 +53,7 @@ class PathPatch(Localizer):
     """
 
     unit: ClassVar[str] = "share of the gap"
+    kinds: ClassVar[tuple[str, ...]] = ("heads", "mlp")
     parts: str | Parts = "heads"
     receivers: Receivers = "logits"
     batch: int | str = "auto"

@@ -103,7 +103,7 @@ class TraceProtocol(Protocol):
         own = replace(made, seed=seed) if isinstance(made, RandomScores) else made
         exact = self._exact_scores(model, scored, seed)
         started = time.perf_counter()
-        found = {"heads": by_head(asked(own, "heads")(model, scored))}
+        found = {"heads": by_head(asked(own, "heads")(model, scored)).values}
         seconds = time.perf_counter() - started
         found |= {
             kind: asked(own, KINDS[kind])(model, scored).values
@@ -133,16 +133,18 @@ class TraceProtocol(Protocol):
         return self._exact[key]
 
 
-def by_head(scores: Scores) -> Tensor:
-    """Return scores of heads (L, H); a head's score is the sum over the edges that leave it."""
+def by_head(scores: Scores) -> Scores:
+    """Return scores of heads, (L, H); a head's score is the sum over the edges that leave it."""
     if scores.axes == ("layer", "head"):
-        return scores.values
-    senders = [name.split() for name in scores.names[1]]
-    of_sender = scores.values.nansum(0)
-    heads = {tuple(map(int, n[1].split("."))): float(of_sender[i])
-             for i, n in enumerate(senders) if n[0] == "head"}  # fmt: skip
+        return scores
+    of_sender = scores.values.nansum(0).tolist()
+    named = [name.split() for name in scores.names[1]]
+    heads = {tuple(map(int, name[1].split("."))): value
+             for name, value in zip(named, of_sender, strict=True) if name[0] == "head"}  # fmt: skip
     layers, width = (max(axis) + 1 for axis in zip(*heads, strict=True))
-    return torch.tensor([[heads.get((b, h), 0.0) for h in range(width)] for b in range(layers)])
+    values = [[heads.get((b, h), 0.0) for h in range(width)] for b in range(layers)]
+    names = [[str(i) for i in range(n)] for n in (layers, width)]
+    return replace(scores, values=torch.tensor(values), names=names, axes=("layer", "head"))
 
 
 def shared_top(scores: Tensor, exact: Tensor, num: int = TOP) -> float:
@@ -193,7 +195,7 @@ def _auc(localizer: Localizer, seed: int) -> float:
     """Return the mean area under the ROC curve over the networks with known circuits."""
     bench = next(e for e in entries("trace") if e.name == "interpbench").load()
 
-    def of_heads(model: Model, task: Task) -> Tensor:
+    def of_heads(model: Model, task: Task) -> Scores:
         return by_head(asked(localizer, "heads")(model, task))
 
     return fmean(bench(of_heads, seed=seed).values())
