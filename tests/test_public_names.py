@@ -37,6 +37,7 @@ NAMES = [
     "set",
     "steer",
     "swap",
+    "trace",
 ]
 
 

@@ -55,9 +55,7 @@ def scored(entry: Entry, model: Model, task: Any) -> Scores:
 
 
 @each
-def test_scores_are_finite_named_and_the_same_again(
-    entry: Entry, model: Model, task: Task
-) -> None:
+def test_scores_are_finite_named_and_the_same_again(entry: Entry, model: Model, task: Task) -> None:
     with untouched(model.module):
         first = scored(entry, model, task)
     again = scored(entry, model, task.on(model))

@@ -9,7 +9,7 @@ import torch
 import actkit as ak
 from actkit.core.errors import InputError
 from actkit.core.model import Model
-from actkit.trace import Part, Parts, Task
+from actkit.trace import Parts, Task
 from actkit.trace._parts import as_parts
 from actkit.trace.patch import Patch
 from tests.core import tiny
@@ -52,3 +52,25 @@ def test_scores_equal_patching_by_hand(m: Model, task: Task, parts: str, directi
         got = mean([ak.swap(part.site, rec, part.where)], sides[1])
         expected = (got - own) / (other - own)
         assert scores[tuple(index)] == pytest.approx(expected, abs=1e-4), part
+
+
+def test_a_window_patches_the_layers_around_together(m: Model, task: Task) -> None:
+    trial = task.on(m)
+    scores = Patch("attns", window=3)(m, trial).values
+    rec = m.run(CLEAN, record=["attn_out.*"])
+    for layer in range(tiny.LAYERS):
+        around = [b for b in (layer - 1, layer, layer + 1) if 0 <= b < tiny.LAYERS]
+        edits = [ak.swap(f"attn_out.{b}", rec) for b in around]
+        logits = m.run(CORRUPT, edits=edits, logits=True).logits
+        assert logits is not None
+        assert scores[layer] == pytest.approx(
+            float(trial.recovery(trial.metric(logits[:, -1:]))), abs=1e-4
+        )
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(InputError, match="must be 'denoise' or 'noise', got 'up'"):
+        Patch("heads", "up")  # type: ignore[arg-type]
+    for window in (0, 2):
+        with pytest.raises(InputError, match=f"odd and at least 1, got {window}"):
+            Patch("heads", window=window)

@@ -73,9 +73,9 @@ def test_exact_patching_agrees_with_itself_and_random_scores_do_not(toy: Model) 
 
 def test_every_localizer_without_settings_takes_part(toy: Model) -> None:
     names = set(PROTOCOL.methods("ioi"))
-    assert {"patch", "attribution_patching", "eap", "relp", "random"} <= names
+    assert {"patch", "attribution_patching", "eap", "relp", "acdc", "random"} <= names
     board = ak.compare("trace", toy, task=first_token(8), seeds=1)
-    assert {run.method for run in board.runs} == names
+    assert {run.method for run in board.runs} == names - {"acdc"}
     assert [run.error for run in board.runs if run.error] == []
 
 

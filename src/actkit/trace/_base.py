@@ -1,4 +1,4 @@
-"""The trace contract: a localizer says of every part of a network how much it matters for a task."""
+"""The trace contract: a localizer scores every part of a network by how much it matters."""
 
 import inspect
 import time
@@ -26,10 +26,13 @@ class Localizer(ABC):
     Attributes:
         unit: Of the scores.
         kinds: Of "heads", "mlp" and "resid" the parts that it can be asked for.
+        quick: Whether a language model takes seconds; those that take many minutes are compared
+            only where they are asked for by name.
     """
 
     unit: ClassVar[str] = "share of the gap"
     kinds: ClassVar[tuple[str, ...]] = ("heads", "mlp", "resid")
+    quick: ClassVar[bool] = True
     parts: str | Parts
 
     def __call__(self, model: Model, task: "Task | Trial") -> Scores:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from actkit.core.errors import InputError
 
 
-def toy(
+def toy(  # noqa: PLR0913 - the sizes of a network
     vocabulary: int,
     layers: int = 2,
     heads: int = 2,

@@ -56,6 +56,7 @@ class ACDC(EdgeLocalizer):
     """
 
     unit: ClassVar[str] = "growth of the loss"
+    quick: ClassVar[bool] = False
     tau: float = 0.01
     loss: Literal["KL", "metric"] = "KL"
 

@@ -83,9 +83,10 @@ class TraceProtocol(Protocol):
         return {**{n: own for n, own in found.items() if _takes_part(own)}, "random": RandomScores}
 
     def chosen(self, task: Any, methods: Any = None) -> dict[str, Any]:
-        """Return the methods to compare; a task may be one of a user's own."""
+        """Return the methods to compare, by default the quick ones; a task may be a user's own."""
         as_task(task)
-        return super().chosen(task, methods)
+        known = super().chosen(task, methods)
+        return known if methods is not None else {n: m for n, m in known.items() if m.quick}
 
     def measure(self, method: Any, task: Any, model: Model | None, seed: int) -> dict[str, float]:
         """Score one half of the pairs, and hold the scores against patching and the other half.
@@ -139,8 +140,8 @@ def by_head(scores: Scores) -> Scores:
         return scores
     of_sender = scores.values.nansum(0).tolist()
     named = [name.split() for name in scores.names[1]]
-    heads = {tuple(map(int, name[1].split("."))): value
-             for name, value in zip(named, of_sender, strict=True) if name[0] == "head"}  # fmt: skip
+    both = zip(named, of_sender, strict=True)
+    heads = {tuple(map(int, name[1].split("."))): v for name, v in both if name[0] == "head"}
     layers, width = (max(axis) + 1 for axis in zip(*heads, strict=True))
     values = [[heads.get((b, h), 0.0) for h in range(width)] for b in range(layers)]
     names = [[str(i) for i in range(n)] for n in (layers, width)]
