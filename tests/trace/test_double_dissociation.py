@@ -110,7 +110,10 @@ def world() -> Model:
 @pytest.mark.slow
 @pytest.mark.paper(KEY)
 def test_recall_and_two_hops_dissociate(world: Model, evidence: Evidence) -> None:
-    """With the best 5 of each task: of the best 3 for recall, one serves the hops too."""
+    """With the best 5 of each task: of the best 3 for recall, one serves the hops too.
+
+    A network of seed 1 dissociates less, 12.5 points of either task and 1 of the other.
+    """
     tasks = recall_task(120, seed=1), hops_task(120, seed=2)
     found = double_dissociation(world, *tasks, num_heads=5, num_random=200, batch=960)
     for name, accuracy in zip(("recall", "two hops"), found.accuracies_2, strict=True):

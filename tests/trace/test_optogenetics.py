@@ -114,7 +114,10 @@ def learnt() -> tuple[Model, TwoPairs, int]:
 def test_a_previous_token_head_is_what_learning_waits_for(
     learnt: tuple[Model, TwoPairs, int], evidence: Evidence
 ) -> None:
-    """(b) steps until 90% of answers are right; the same start and data in all three."""
+    """(b) steps until 90% of answers are right; the same start and data in all three.
+
+    Networks of seed 1 and 2 need 180 and 213 steps with the head, and more than 1200 without.
+    """
     _, data, free = learnt
     given, _ = train(
         Model(network(data.vocabulary)), data, lambda c: [c.previous_token(0, 0)], free
