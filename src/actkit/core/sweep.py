@@ -30,7 +30,7 @@ Metric = Callable[[Tensor], Tensor]
 Sited = tuple[tuple[Edit, Site], ...]
 BUDGET = "1GB"
 """Memory that the activations of one batch may take where `batch` is "auto"."""
-TOKENS = 128
+TOKENS = 384
 """Tokens in a batch beyond which larger batches gain nothing."""
 MOST_RECORDED = 64_000_000
 """Numbers of the bare run that are kept to see what edits change."""

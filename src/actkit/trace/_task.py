@@ -18,8 +18,9 @@ from actkit.core.errors import InputError
 from actkit.core.inputs import Batch
 from actkit.core.model import Model, Names
 from actkit.core.recording import Recording
+from actkit.trace._answers import Answers, again, pooled, token_ids
+from actkit.trace._pairs import aligned, check_align, check_lengths, lengths
 
-Answers = Sequence[str | int | Sequence[str] | Sequence[int]] | Tensor
 Fn = Callable[[Tensor], Tensor]
 
 
@@ -97,12 +98,12 @@ class Task:
                 tokens that are not there.
         """
         clean, corrupt = model.encode(_rows(self.clean)), model.encode(_rows(self.corrupt))
-        lengths = _lengths(clean), _lengths(corrupt)
+        sizes = lengths(clean), lengths(corrupt)
         if self.align is None:
-            _check_lengths(model, clean, corrupt, lengths)
+            check_lengths(model, clean, corrupt, sizes)
         else:
-            _check_align(self.align, lengths)
-        sides = [_ids(model, given) for given in (self.answers, self.wrong)]
+            check_align(self.align, sizes)
+        sides = [token_ids(model, given) for given in (self.answers, self.wrong)]
         return Trial(self, model, clean, corrupt, *sides)
 
 
@@ -157,14 +158,14 @@ class Trial:
             return value
         logits_nV = logits_nPV[:, -1].float()
         if self.task.metric == "KL":
-            target = _again(self.clean_logits[:, -1].float().log_softmax(-1), len(logits_nV))
+            target = again(self.clean_logits[:, -1].float().log_softmax(-1), len(logits_nV))
             return (target.exp() * (target - logits_nV.log_softmax(-1))).sum(-1)
         base = logits_nV if self.task.metric == "logit difference" else logits_nV.log_softmax(-1)
-        right = _pooled(base, self.plus)
+        right = pooled(base, self.plus)
         if self.task.metric == "logit difference":
-            return right - _pooled(base, self.minus)
+            return right - pooled(base, self.minus)
         if self.task.metric == "probability difference":
-            return right.exp() - _pooled(base, self.minus).exp()
+            return right.exp() - pooled(base, self.minus).exp()
         return right.exp() if self.task.metric == "probability" else right
 
     @cached_property
@@ -305,7 +306,7 @@ class Trial:
         rec = self.record(side, record)
         if self.task.align is None:
             return rec
-        return _aligned(rec, self, side)
+        return aligned(rec, self, side)
 
     def sweep(
         self, variants: Sequence[Sequence[Edit]], onto: str = "corrupt", batch: int | str = "auto"
@@ -344,109 +345,3 @@ class Trial:
 
 def _rows(given: Sequence[str] | Tensor) -> Any:
     return given if isinstance(given, Tensor) else list(given)
-
-
-def _again(rows: Tensor, num: int) -> Tensor:
-    """Repeat (B, ...) rows to (n, ...)."""
-    if num % len(rows):
-        raise InputError(f"logits must be of {len(rows)} pairs again and again, got {num} rows")
-    return rows.repeat(num // len(rows), *[1] * (rows.dim() - 1))
-
-
-def _pooled(log_p_nV: Tensor, ids_BA: Tensor | None) -> Tensor:
-    """Return the log of the summed exponentials of each row's ids, (n,)."""
-    if ids_BA is None:
-        raise InputError("the metric needs answers")
-    if (highest := int(ids_BA.max())) >= log_p_nV.shape[1]:
-        raise InputError(f"answers must be below the {log_p_nV.shape[1]} tokens, got {highest}")
-    ids = _again(ids_BA.to(log_p_nV.device), len(log_p_nV))
-    picked = log_p_nV.gather(1, ids.clamp_min(0))
-    return picked[:, 0] if ids.shape[1] == 1 else (
-        picked.masked_fill(ids < 0, -torch.inf).logsumexp(-1))  # fmt: skip
-
-
-def _ids(model: Model, given: Answers | None) -> Tensor | None:
-    """Return the (B, A) token ids of words, -1 where a row has fewer."""
-    if given is None:
-        return None
-    rows = [_row(model, row) for row in (given.tolist() if isinstance(given, Tensor) else given)]
-    most = max(map(len, rows))
-    return torch.tensor([row + [-1] * (most - len(row)) for row in rows])
-
-
-def _row(model: Model, words: Any) -> list[int]:
-    several = [words] if isinstance(words, str | int) else list(words)
-    if not several or any(isinstance(word, int) and word < 0 for word in several):
-        raise InputError(f"a pair needs answers: words or token ids from 0 on, got {several}")
-    return [word if isinstance(word, int) else _single(model, word) for word in several]
-
-
-def _single(model: Model, word: str) -> int:
-    if model.tokenizer is None:
-        raise InputError(f"words need a tokenizer and this network has none, got {word!r}")
-    ids = model.tokenizer(word, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        pieces = [model.tokenizer.decode([i]) for i in ids]
-        raise InputError(f"an answer must be one token, got {word!r} of {len(ids)}: {pieces}")
-    return int(ids[0])
-
-
-def _lengths(batch: Batch) -> list[int]:
-    """Return the number of tokens of each row, padding left out."""
-    if batch.tokens is None:
-        raise InputError("a task needs prompts of tokens")
-    valid = torch.ones_like(batch.tokens) if batch.valid is None else batch.valid
-    return [int(n) for n in valid.sum(-1)]
-
-
-def _check_lengths(
-    model: Model, clean: Batch, corrupt: Batch, lengths: tuple[list[int], list[int]]
-) -> None:
-    for row, (a, b) in enumerate(zip(*lengths, strict=True)):
-        if a != b:
-            shown = [_pieces(model, batch, row) for batch in (clean, corrupt)]
-            raise InputError(
-                f"clean and corrupt must have as many tokens, pair {row} has {a} and {b}:\n"
-                f"  clean   {shown[0]}\n  corrupt {shown[1]}\n"
-                "write them alike, or give Task(align=) which token corresponds to which"
-            )
-
-
-def _check_align(align: Sequence[Sequence[int]], lengths: tuple[list[int], list[int]]) -> None:
-    for row, (pairs, clean, corrupt) in enumerate(zip(align, *lengths, strict=True)):
-        if len(pairs) != corrupt or not all(-1 <= i < clean for i in pairs):
-            raise InputError(
-                f"align must give each of the {corrupt} corrupt tokens of pair {row} a clean "
-                f"position in 0..{clean - 1} or -1, got {list(pairs)}"
-            )
-
-
-def _pieces(model: Model, batch: Batch, row: int) -> list[Any]:
-    tokens = torch.as_tensor(batch.tokens)
-    valid = torch.ones_like(tokens).bool() if batch.valid is None else batch.valid
-    ids = tokens[row][valid[row]].tolist()
-    return ids if model.tokenizer is None else [model.tokenizer.decode([i]) for i in ids]
-
-
-def _aligned(rec: Recording, trial: Trial, side: str) -> Recording:
-    """Return a recording of one side rearranged to the tokens of the other.
-
-    Tokens without a counterpart keep what the other side has itself.
-    """
-    other = "clean" if side == "corrupt" else "corrupt"
-    own = trial.record(other, list(rec))
-    values, rows = {}, {}
-    for name in rec:
-        x, new = rec[name], own[name].clone()
-        if own.rows_of(name).valid.shape != new.shape[:2]:
-            raise InputError(f"prompts of different lengths cannot be aligned at {name}")
-        for b, pairs in enumerate(trial.task.align or ()):
-            source = trial.valid(side)[b].nonzero()[:, 0]
-            target = trial.valid(other)[b].nonzero()[:, 0]
-            for corrupt, clean in enumerate(pairs):
-                if clean < 0:
-                    continue
-                here, there = (corrupt, clean) if side == "clean" else (clean, corrupt)
-                new[b, target[here]] = x[b, source[there]]
-        values[name], rows[name] = new, own.rows_of(name)
-    return Recording(values, rows, own.rows)
