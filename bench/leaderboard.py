@@ -46,8 +46,9 @@ Each of {seeds} seeds divides a task's pairs anew, six in each half. On one half
 the heads, and, where it can, MLPs and the stream by position; on the other half its strongest
 heads must answer alone. Margins are 95 % intervals over seeds. The control has random scores.
 
-- **agreement**: Pearson's correlation with exact activation patching of the same pairs. A method of
-  another question (what ablation costs, what a head writes towards the answer) need not agree.
+- **agreement**: Pearson's correlation with exact activation patching of the same pairs, of sizes
+  where a method's scores have no sign. A method of another question (what ablation costs, what a
+  head writes towards the answer) need not agree.
 - **top heads shared**: of exact patching's ten strongest heads, whatever their sign.
 - **faithfulness**: share of the gap between clean and corrupt prompts that is left when all heads
   but the strongest 2, 5, 10, 20 and 40 % hold what they have on the corrupt prompts; the mean.

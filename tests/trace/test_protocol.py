@@ -14,7 +14,14 @@ from actkit.core.model import Model
 from actkit.trace import Scores, Task
 from actkit.trace._toy import reader
 from actkit.trace.patch import Patch
-from actkit.trace.protocol import PROTOCOL, RandomScores, by_head, faithfulness, shared_top
+from actkit.trace.protocol import (
+    PROTOCOL,
+    RandomScores,
+    by_head,
+    correlation,
+    faithfulness,
+    shared_top,
+)
 from tests.core import tiny
 
 
@@ -52,6 +59,14 @@ def test_how_many_of_the_strongest_are_shared() -> None:
     exact = torch.tensor([[5.0, -4.0, 0.1], [0.0, 0.2, 3.0]])
     assert shared_top(-exact, exact, 3) == 1.0
     assert shared_top(exact.flip(1), exact, 3) == pytest.approx(1 / 3)
+
+
+def test_scores_without_signs_are_compared_by_size() -> None:
+    exact = torch.tensor([[2.0, -3.0], [0.5, 0.1]])
+    assert correlation(2 * exact, exact) == pytest.approx(1.0)
+    assert correlation(exact.abs(), exact) == pytest.approx(1.0)
+    assert correlation(-exact, exact) == pytest.approx(-1.0)
+    assert correlation(torch.ones(2, 2), exact) == 0.0
 
 
 def test_exact_patching_agrees_with_itself_and_random_scores_do_not(toy: Model) -> None:

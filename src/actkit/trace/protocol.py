@@ -112,7 +112,7 @@ class TraceProtocol(Protocol):
             if kind != "heads" and KINDS[kind] in own.kinds
         }
         agreement = {
-            f"agreement, {kind}": _correlation(found[kind], exact[kind])
+            f"agreement, {kind}": correlation(found[kind], exact[kind])
             if kind in found and kind in exact else math.nan for kind in KINDS
         }  # fmt: skip
         return {
@@ -186,9 +186,13 @@ def _halves(task: Task, seed: int) -> tuple[Task, Task]:
     return task[order[:middle]], task[order[middle : 2 * middle]]
 
 
-def _correlation(a: Tensor, b: Tensor) -> float:
-    """Return Pearson's correlation; 0 where a method says the same of every part."""
-    pair = torch.stack([a.flatten(), b.flatten()]).double()
+def correlation(scores: Tensor, exact: Tensor) -> float:
+    """Return Pearson's correlation; of sizes where a method's scores have no sign.
+
+    It is 0 where a method says the same of every part.
+    """
+    exact = exact if (scores < 0).any() else exact.abs()
+    pair = torch.stack([scores.flatten(), exact.flatten()]).double()
     return float(torch.corrcoef(pair)[0, 1].nan_to_num())
 
 
