@@ -203,11 +203,11 @@ def most_rows(model: "Model", base: Batch, batch: int | str) -> int:
 
 def row_bytes(model: "Model", length: int) -> int:
     """Estimate the memory of one row's activations, caches and logits in a run."""
-    weights = sum(1 for _ in model.module.parameters())
+    weights = list(model.module.parameters())
+    item = weights[0].element_size() if weights else 4
     stack = next((s.stack for s in model.sites() if s.stack is not None), None)
-    item = next((p.element_size() for p in model.module.parameters()), 4)
-    if stack is None:
-        return item * length * 100 * max(weights, 1)
+    if stack is None:  # every map's outputs at once
+        return max(1, item * length * sum(w.shape[0] for w in weights if w.dim() > 1))
     cache = 2 * stack.num_blocks * stack.kv_heads * stack.head_width
     inside = 8 * stack.width + 4 * stack.hidden + 2 * stack.heads * length
     return max(1, item * (length * (2 * cache + inside) + 4 * stack.vocabulary))

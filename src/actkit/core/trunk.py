@@ -73,7 +73,7 @@ class Trunk:
         self._values: list[Tensor] = []
         self._tuple = False
         self.recorded = self._run_once([site.name for site in record])
-        self._cache = self.recorded.output.past_key_values
+        self._cache: Any = getattr(self.recorded.output, "past_key_values", None)
         self.logits = self._picked(torch.as_tensor(self.recorded.logits), 0, 1)
 
     def _run_once(self, record: Sequence[str]) -> Recording:
