@@ -84,7 +84,7 @@ def test_strengths_of_rows_saving_and_fitting_again(tmp_path: Any) -> None:
 )
 def test_what_is_no_circuit_is_refused(settings: dict[str, Any], data: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        CircuitModulate(**settings).fit(tiny.model(), data)
+        CircuitModulate(**{"neurons": (), **settings}).fit(tiny.model(), data)
 
 
 def test_a_block_that_is_not_there_is_refused() -> None:

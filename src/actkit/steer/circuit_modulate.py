@@ -32,7 +32,7 @@ class CircuitModulate(ContrastSteerer):
     concepts is held against their mean: give each pair of concepts once for the same.
 
     Args:
-        neurons: (layer, neuron) of each neuron, as `component_contrib` finds them.
+        neurons: (layer, neuron) of each neuron, as `component_contrib` finds them; may be none.
         heads: (layer, head) of each head.
 
     Attributes:
@@ -47,7 +47,7 @@ class CircuitModulate(ContrastSteerer):
         ['mlp_hidden.20', 'z.20', 'z.21']
     """
 
-    neurons: Sequence[Part] = ()
+    neurons: Sequence[Part]
     heads: Sequence[Part] = ()
     differences_: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
 
