@@ -14,7 +14,6 @@ from actkit.leaderboard import Leaderboard
 
 DOCS = Path(__file__).parents[1] / "docs"
 KEPT = Path(__file__).parents[1] / "build" / "leaderboard"
-SEEDS = 3
 STEER = """# Steering leaderboard
 
 All methods of the family that learn from examples and need no settings, on SmolLM2-135M-Instruct.
@@ -42,9 +41,10 @@ TRACE = """# Tracing leaderboard
 All localizers that need no settings, on SmolLM2-135M-Instruct. `python -m bench.leaderboard trace`
 writes this page.
 
-Each of {seeds} seeds divides a task's pairs anew, six in each half. On one half every method scores
-the heads, and, where it can, MLPs and the stream by position; on the other half its strongest
-heads must answer alone. Margins are 95 % intervals over seeds. The control has random scores.
+A seed (number of seeds: {seeds}) divides a task's pairs, six in each half. On one half every method
+scores the heads, and, where it can, MLPs and the stream by position; on the other half its
+strongest heads must answer alone. With several seeds margins are 95 % intervals. The control has
+random scores.
 
 - **agreement**: Pearson's correlation with exact activation patching of the same pairs, of sizes
   where a method's scores have no sign. A method of another question (what ablation costs, what a
@@ -56,20 +56,21 @@ heads must answer alone. Margins are 95 % intervals over seeds. The control has 
 - **time**: seconds for all 270 heads; it depends on what else the machine did.
 """
 
-PAGES = {"steer": ("steering", STEER, "sentiment", "concept and perplexity"),
-         "trace": ("tracing", TRACE, "ioi", "agreement and time")}  # fmt: skip
+PAGES = {"steer": ("steering", STEER, "sentiment", "concept and perplexity", 3),
+         "trace": ("tracing", TRACE, "ioi", "agreement and time", 1)}  # fmt: skip
+"""For each family its page's name and head, its first task, the plot's axes, and seeds."""
 
 
 def main(family: str, tasks: Sequence[str]) -> None:
     """Run the comparison and write the page."""
     KEPT.mkdir(parents=True, exist_ok=True)
     model = ak.open("smollm2")
-    name, head, first, front = PAGES[family]
+    name, head, first, front, seeds = PAGES[family]
     boards = {
-        task: ak.compare(family, model, task=task, seeds=SEEDS, log=KEPT / f"{task}.jsonl")
+        task: ak.compare(family, model, task=task, seeds=seeds, log=KEPT / f"{task}.jsonl")
         for task in tasks or [first]
     }
-    parts = [head.format(seeds=SEEDS)]
+    parts = [head.format(seeds=seeds)]
     for task, board in boards.items():
         parts.append(f"## {task}\n\n{board.table()}\n\n\\* on the Pareto front of {front}")
     (DOCS / f"{name}-leaderboard.md").write_text("\n\n".join(parts) + "\n")
