@@ -172,6 +172,15 @@ def test_edits_that_change_nothing_do_not_begin_a_version() -> None:
     close(got_VB[1], got_VB[2])
 
 
+def test_one_heads_values_for_every_token_share_too() -> None:
+    m = opened("llama")
+    own = tiny.uneven(3, 7, WIDTH // 6, seed=7)
+    late = ak.Where(tokens=slice(4, None))
+    every = [[ak.set("z.1.2", own, late)], [ak.add("z.2.5", own, where=late)],
+             [ak.swap("z.1.3", m.run([r[::-1] for r in EVEN], record="z.1.3"), late)]]  # fmt: skip
+    close(m.sweep(EVEN, every, total), alone(m, EVEN, every, "last"), 2e-5)
+
+
 def test_several_copies_go_on_from_one_block_with_edits_of_all_rows() -> None:
     m = opened("llama")
     trunk = Trunk(m, EVEN)

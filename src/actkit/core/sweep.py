@@ -66,7 +66,7 @@ def sweep(
     if len(variants) > 1 and shares(model, base):
         valid = torch.ones_like(base.tokens).bool() if base.valid is None else base.valid
         found = [_sited(model, v) for v in variants]
-        trunk = Trunk(model, base, _positions(valid, at), _worth_recording(base, found))
+        trunk = Trunk(model, base, positions(valid, at), _worth_recording(base, found))
         if trunk.whole:
             return _shared(trunk, found, metric, most, grad)
     return _plain(model, base, variants, metric, at, most, grad)
@@ -97,11 +97,11 @@ def _plain(
     for start in track(range(0, len(variants), at_once), "sweeping"):
         chunk = variants[start : start + at_once]
         edits = [replace(e, block=_block(i, rows)) for i, v in enumerate(chunk) for e in v]
-        run = model.run(_repeated(base, len(chunk)), edits=edits, logits=True, grad=grad)
+        run = model.run(repeated(base, len(chunk)), edits=edits, logits=True, grad=grad)
         logits = run.logits
         if logits is None:
             raise EditError("a sweep needs logits; this network returned none")
-        asked = _positions(_valid(base, logits, rows), at).to(logits.device).repeat(len(chunk), 1)
+        asked = positions(_valid(base, logits, rows), at).to(logits.device).repeat(len(chunk), 1)
         value = metric(logits[torch.arange(len(logits), device=logits.device)[:, None], asked])
         results.append(_checked(value, len(logits)).view(len(chunk), rows))
     return torch.cat(results)
@@ -217,7 +217,9 @@ def _block(index: int, rows: int) -> slice:
     return slice(index * rows, (index + 1) * rows)
 
 
-def _repeated(batch: Batch, times: int) -> Batch:
+def repeated(batch: Batch, times: int) -> Batch:
+    """Return a batch again and again, copy-major."""
+
     def repeat(value: Any) -> Any:
         return torch.cat([value] * times) if isinstance(value, Tensor) else value
 
@@ -236,7 +238,7 @@ def _valid(base: Batch, logits: Tensor, rows: int) -> Tensor:
     return base.valid
 
 
-def _positions(valid: Tensor, at: Any) -> Tensor:
+def positions(valid: Tensor, at: Any) -> Tensor:
     """Return the (B, P) indices of the asked positions; they count a row's valid tokens."""
     if not (at == "last" or isinstance(at, int | slice)):
         raise EditError(f"positions must be 'last', an index or a slice, got {at!r}")

@@ -75,8 +75,6 @@ class Tap:
 
     def _edited(self, x: Tensor, moment: Moment) -> Tensor:
         axes = self.site.axes or axes_of(x)
-        if self.site.head is not None and axes == "BTHK":
-            axes = "BTD"
         rows = given = rows_first(x, axes)
         moment.batch = moment.batch or len(rows)
         if not torch.is_grad_enabled() and any(e.block is not None for e in self.edits):

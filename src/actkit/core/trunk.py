@@ -266,10 +266,9 @@ def first_token(edit: Edit, site: Site, x: Tensor, moment: Moment) -> int | None
     """
     if not edit.operation.tokenwise:
         return 0
-    axes = "BTD" if site.head is not None and site.axes == "BTHK" else site.axes
-    rows = rows_first(x, axes)
+    rows = rows_first(x, site.axes)
     with torch.no_grad():
-        new = replace(edit, operation=edit.operation.like(rows, axes)).write(rows, moment)
+        new = replace(edit, operation=edit.operation.like(rows, site.axes)).write(rows, moment)
     changed_T = (new != rows).flatten(2).any(-1).any(0)
     learnt = any(t.requires_grad for t in edit.operation.tensors().values())
     if learnt or new is rows:  # a gradient is asked, or the run itself must say what is wrong

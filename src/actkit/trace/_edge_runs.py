@@ -18,8 +18,8 @@ from torch import Tensor
 
 from actkit.core.edit import Edit
 from actkit.core.errors import InputError
-from actkit.core.inputs import Batch
 from actkit.core.operations import Operation
+from actkit.core.sweep import repeated
 from actkit.core.trunk import Trunk, shares
 from actkit.trace._graph import Graph, Port
 from actkit.trace._task import Trial
@@ -199,9 +199,7 @@ def _trunk(trial: Trial) -> Trunk | None:
     """Return what runs can start from in the middle, None if they cannot in this network."""
     if not shares(trial.model, trial.clean):
         return None
-    at = slice(-1, None) if trial.task.at == "last" else trial.task.at
-    asked = [row.nonzero()[:, 0][at].reshape(-1) for row in trial.valid("clean")]
-    trunk = Trunk(trial.model, trial.clean, torch.stack(asked))
+    trunk = Trunk(trial.model, trial.clean, trial.asked("clean"))
     return trunk if trunk.whole else None
 
 
@@ -213,14 +211,7 @@ def _whole(trial: Trial, edits: list[Edit], copies: int) -> Tensor:
         kept.append(logits_nPV)
         return logits_nPV.new_zeros(len(logits_nPV))
 
-    def again(x: Any) -> Any:
-        return x.repeat(copies, *[1] * (x.dim() - 1)) if isinstance(x, Tensor) else x
-
-    batch = trial.clean
-    kwargs = {k: again(v) for k, v in batch.kwargs.items()}
-    args = tuple(map(again, batch.args))
-    repeated = Batch(args, kwargs, again(batch.tokens), again(batch.valid))
-    trial.model.sweep(repeated, [edits], keep, trial.task.at)
+    trial.model.sweep(repeated(trial.clean, copies), [edits], keep, trial.task.at)
     return kept[0]
 
 

@@ -93,7 +93,5 @@ def _asked(trial: Trial, side: str, rec: Recording) -> Tensor:
     """Return the logits at the task's positions, (B, P, V)."""
     if rec.logits is None:
         raise InputError("a task needs a network that returns logits")
-    at = slice(-1, None) if trial.task.at == "last" else trial.task.at
-    chosen = [row.nonzero()[:, 0][at].reshape(-1) for row in trial.valid(side)]
-    index_BP = torch.stack(chosen).to(rec.logits.device)
+    index_BP = trial.asked(side).to(rec.logits.device)
     return rec.logits[torch.arange(len(index_BP), device=index_BP.device)[:, None], index_BP]

@@ -18,6 +18,7 @@ from actkit.core.errors import InputError
 from actkit.core.inputs import Batch
 from actkit.core.model import Model, Names
 from actkit.core.recording import Recording
+from actkit.core.sweep import positions
 from actkit.trace._answers import Answers, again, pooled, token_ids
 from actkit.trace._pairs import aligned, check_align, check_lengths, lengths
 
@@ -283,6 +284,10 @@ class Trial:
             return int(valid.sum(-1).min()) - 1
         positions = (valid.long().cumsum(-1) - 1)[differ]
         return int(positions.min())
+
+    def asked(self, side: str) -> Tensor:
+        """Return the (B, P) columns of a side whose logits the metric sees."""
+        return positions(self.valid(side), self.task.at)
 
     def batch(self, side: str) -> Batch:
         """Return the batch of a side, "clean" or "corrupt"."""
