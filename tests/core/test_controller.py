@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 import actkit as ak
+from actkit.core.context import ForwardContext
 from actkit.core.controller import Beside, Controller, Dosed
 from actkit.core.errors import DataError, EditError
 from actkit.core.model import Model
-from actkit.core.moment import Moment
 from actkit.core.where import Where
 from tests.core import tiny
 
@@ -35,7 +35,7 @@ class Pull(Dosed):
 class Watch(Controller):
     """Keep the last token's state."""
 
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
         """Return x, unchanged."""
         memory["seen"] = x[:, -1:]
         return x
@@ -45,9 +45,9 @@ class Watch(Controller):
 class Echo(Controller):
     """Add what the watcher saw, and count the steps of each row."""
 
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
         """Return x + s seen."""
-        STEPS.append((memory.get("steps", 0), moment.step, len(x)))
+        STEPS.append((memory.get("steps", 0), context.step, len(x)))
         memory["steps"] = memory.get("steps", 0) + 1
         seen: Tensor = memory["seen"]
         return x + self.dose(x) * seen
@@ -59,7 +59,7 @@ class Look(Controller):
 
     vector: Tensor
 
-    def before(self, beside: Beside, memory: dict[str, Any], moment: Moment) -> None:
+    def before(self, beside: Beside, memory: dict[str, Any], context: ForwardContext) -> None:
         """Run twice beside: as it is, and with the vector."""
         memory["on"] = False
         plain = beside.logits("plain")
@@ -67,7 +67,7 @@ class Look(Controller):
         LOGITS.append((plain, beside.logits("steered")))
         memory["on"] = False
 
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
         """Return x, with the vector if it is the run beside."""
         return x + self.vector.to(x) if memory["on"] else x
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import actkit as ak
+from actkit.core.context import ForwardContext
 from actkit.core.edit import Edit
 from actkit.core.errors import EditError, SiteError
 from actkit.core.model import Model
-from actkit.core.moment import Moment
 from tests.core import tiny
 
 B, T, D = 3, 5, 7
@@ -88,7 +88,7 @@ def test_operations_equal_brute_force(name: str) -> None:
     kept_BTD = X_BTD.clone()
     edit = Edit("s", edit.operation.like(X_BTD, "BTD"), edit.where)
     want_BTD = brute(rule)
-    got_BTD = edit.write(X_BTD, Moment())
+    got_BTD = edit.write(X_BTD, ForwardContext())
     atol = 1e-7 if name == "clamp" else 1e-12
     assert_close(got_BTD, want_BTD, rtol=0, atol=atol)
     assert torch.equal(X_BTD, kept_BTD)
@@ -106,10 +106,10 @@ def test_values_handed_on_are_copies() -> None:
     """A network that overwrites its input must not reach an edit's own tensors."""
     value_BTD = V_BTD.clone()
     for edit in (ak.set("s", value_BTD), ak.set("s", 1.0), ak.apply("s", lambda x: x)):
-        edit.write(X_BTD.clone(), Moment()).mul_(0)
+        edit.write(X_BTD.clone(), ForwardContext()).mul_(0)
     assert torch.equal(value_BTD, V_BTD)
     given = X_BTD.clone()
-    ak.apply("s", lambda x: x.mul_(2)).write(given, Moment())
+    ak.apply("s", lambda x: x.mul_(2)).write(given, ForwardContext())
     assert torch.equal(given, X_BTD)
 
 
@@ -228,14 +228,14 @@ def test_tensors_may_be_sized_for_the_site_or_for_the_choice() -> None:
         for i, h in enumerate((3, 1)):
             own = vector if vector.dim() == 1 else vector[h if len(vector) == 4 else i]
             want[:, :, h] += own
-        assert_close(edit.write(x_BTHK, Moment()), want)
+        assert_close(edit.write(x_BTHK, ForwardContext()), want)
     x_BTD = tiny.uneven(2, 3, 6)
     for vector in (tiny.uneven(6, seed=2), tiny.uneven(2, seed=2)):
         edit = ak.add("s", vector, where=ak.Where(units=[5, 0]))
         want = x_BTD.clone()
         for i, u in enumerate((5, 0)):
             want[..., u] += vector[u if len(vector) == 6 else i]
-        assert_close(edit.write(x_BTD, Moment()), want)
+        assert_close(edit.write(x_BTD, ForwardContext()), want)
 
 
 def test_half_precision_networks_take_float32_vectors() -> None:

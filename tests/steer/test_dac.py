@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import actkit as ak
+from actkit.core.context import ForwardContext
 from actkit.core.controller import Beside, Controller
 from actkit.core.errors import InputError
 from actkit.core.model import Model
-from actkit.core.moment import Moment
 from actkit.steer.dac import DAC, Compose, divergence, nucleus
 from tests._evidence import Evidence
 from tests.core import tiny
@@ -26,7 +26,7 @@ ALPHAS: list[Tensor] = []
 class Spy(Controller):
     """Keep the alphas of each pass; the last of a step's passes is the run itself."""
 
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
         ALPHAS.append(memory["alpha"])
         return x
 
@@ -35,7 +35,7 @@ class Spy(Controller):
 class Constant(Compose):
     """All properties at full strength at every step."""
 
-    def before(self, beside: Beside, memory: dict[str, Any], moment: Moment) -> None:
+    def before(self, beside: Beside, memory: dict[str, Any], context: ForwardContext) -> None:
         memory["alpha"] = torch.full((1, len(self.steps_PSHK)), self.most)
 
 

@@ -9,10 +9,10 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 import actkit as ak
+from actkit.core.context import ForwardContext
 from actkit.core.controller import Controller
 from actkit.core.errors import InputError
 from actkit.core.model import Model
-from actkit.core.moment import Moment
 from actkit.steer._math import states
 from actkit.steer.weighted_controller import WeightedController
 from tests._evidence import Evidence
@@ -81,7 +81,7 @@ def test_training_tells_the_sides_apart_and_keeps_weights_near_a_half() -> None:
 class Spy(Controller):
     """Keep the hidden units that the memory holds when the edited layer is reached."""
 
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
         HIDDEN.append(memory["hidden"])
         return x
 

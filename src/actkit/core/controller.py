@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from actkit.core.context import ForwardContext
 from actkit.core.errors import EditError
-from actkit.core.moment import Moment
 from actkit.core.operations import Operation, strength
 
 _CACHES = ("past_key_values", "cache_params")
@@ -67,22 +67,22 @@ class Controller(Dosed):
     key: str = field(kw_only=True)
 
     @abstractmethod
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
         """Return the new values, x itself to leave them.
 
         Args:
             x: (B, T, D) values at the site; T is 1 for a generated token.
             memory: What was put there since the prompt began.
-            moment: The pass: its step, validity and positions.
+            context: The pass: its step, validity and positions.
         """
 
-    def before(self, beside: "Beside", memory: dict[str, Any], moment: Moment) -> None:
+    def before(self, beside: "Beside", memory: dict[str, Any], context: ForwardContext) -> None:
         """Look ahead before the network runs; by default nothing is done.
 
         Args:
             beside: Runs the same tokens beside the run itself.
             memory: As in `act`; `act` is called in the runs beside, too.
-            moment: As in `act`.
+            context: As in `act`.
         """
 
     @property
@@ -94,10 +94,10 @@ class Controller(Dosed):
         """Return None: its tensors are not of the site."""
         return None
 
-    def at(self, moment: Moment) -> Callable[[Tensor], Tensor]:
+    def at(self, context: ForwardContext) -> Callable[[Tensor], Tensor]:
         """Return the operation as it acts in one pass."""
-        memory = moment.memory.setdefault(self.key, {})
-        return partial(self.act, memory=memory, moment=moment)
+        memory = context.memory.setdefault(self.key, {})
+        return partial(self.act, memory=memory, context=context)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Refuse: without a pass there is no memory."""

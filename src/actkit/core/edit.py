@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actkit.core.context import ForwardContext
 from actkit.core.errors import EditError
-from actkit.core.moment import Moment
 from actkit.core.operations import (
     Add,
     Affine,
@@ -48,7 +48,7 @@ class Edit:
     where: Where = field(default_factory=Where)
     block: slice | None = None
 
-    def write(self, x: Tensor, moment: Moment) -> Tensor:
+    def write(self, x: Tensor, context: ForwardContext) -> Tensor:
         """Return the new (B, T, ...) values, x itself if none is meant; the operation is like x.
 
         The operation's tensors are as large as the site or, on the axes of chosen rows, heads
@@ -57,7 +57,7 @@ class Edit:
         """
         if self.block is not None:
             part = x[self.block]
-            new = replace(self, block=None).write(part, moment.part(self.block))
+            new = replace(self, block=None).write(part, context.part(self.block))
             start, stop = self.block.start, self.block.stop
             if new is part:
                 return x
@@ -65,12 +65,12 @@ class Edit:
                 return x.slice_scatter(new, 0, start, stop)
             x[self.block] = new
             return x.view_as(x)
-        run = self.operation.at(moment)
+        run = self.operation.at(context)
         if self.where.everywhere:
             return run(x)
-        if not self.where.acts(moment):
+        if not self.where.acts(context):
             return x
-        mask_BT = self.where.token_mask(moment, len(x), x.shape[1])
+        mask_BT = self.where.token_mask(context, len(x), x.shape[1])
         chosen = self._chosen(x)
         if not all(len(index) for _, index in chosen):
             return x

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from actkit.core.attention import AttentionSocket
+from actkit.core.context import ForwardContext
 from actkit.core.controller import Beside, Controller, kept
 from actkit.core.errors import EditError
 from actkit.core.experts import ExpertSocket, RouterSocket
-from actkit.core.moment import Moment
 from actkit.core.taps import Tap
 from actkit.core.values import Chain, get, main_input, main_output, put, slots
 
@@ -46,7 +46,9 @@ class Hooks:
         self._module, self._taps, self._stop = module, list(taps), stop
         self._stacks = stacks
         self._memory: dict[Any, dict[Any, Any]] = {}
-        self.moments: dict[str, Moment] = defaultdict(partial(Moment, self._memory))
+        self.contexts: dict[str, ForwardContext] = defaultdict(
+            partial(ForwardContext, self._memory)
+        )
         self._aside = False  # a pass beside the run: not counted, not read, never stopped
         self._waiting = {id(t) for t in self._taps if t.read or (t.edits and not t.site.stack)}
         self._calls: dict[tuple[str, str], int] = defaultdict(int)
@@ -85,7 +87,7 @@ class Hooks:
         for stack in (t.site.stack for t in self._taps if t.site.stack):
             if stack.frames is not None:
                 module = self._module.get_submodule(self._stacks[stack.name])
-                self.moments[f"stack {stack.name}"].frames = partial(stack.frames, module)
+                self.contexts[f"stack {stack.name}"].frames = partial(stack.frames, module)
         groups: dict[tuple[str, str], list[Tap]] = defaultdict(list)
         for tap in self._taps:
             groups[tap.site.place.path, tap.site.place.side].append(tap)
@@ -114,23 +116,23 @@ class Hooks:
         return setters[side]
 
     def _door(self, name: str, path: str) -> None:
-        """Keep the moment of a stack (of the network, for "") up to date."""
+        """Keep the context of a stack (of the network, for "") up to date."""
         looking = [] if name else self._looking()
 
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            before = {k: copy(m) for k, m in self.moments.items()} if looking else {}
+            before = {k: copy(m) for k, m in self.contexts.items()} if looking else {}
             for key in [k for k in self._calls if not self._inside or k[0].startswith(f"{path}.")]:
                 del self._calls[key]
             self._inside.append(name)
-            self.moments[name].begin(args, kwargs)
-            self.moments[name].tell(*self.given)
-            if len(self._inside) == 1 and self.moments[name].step == 0 and not self._aside:
+            self.contexts[name].begin(args, kwargs)
+            self.contexts[name].tell(*self.given)
+            if len(self._inside) == 1 and self.contexts[name].step == 0 and not self._aside:
                 self._memory.clear()
             for controller in () if self._aside else looking:
                 memory = self._memory.setdefault(controller.key, {})
                 alone = partial(self._alone, before)
                 beside = Beside(self._module, (args, kwargs), memory, alone)
-                controller.before(beside, memory, self.moments[name])
+                controller.before(beside, memory, self.contexts[name])
 
         def end(*_: Any) -> None:
             if name in self._inside:  # called even where a hook before `begin` failed
@@ -154,12 +156,16 @@ class Hooks:
                 found[own.key] = own
         return list(found.values())
 
-    def _alone(self, before: Mapping[str, Moment]) -> AbstractContextManager[None]:
-        """Return a context for one more pass from where the moments stood."""
-        moments: dict[str, Moment] = defaultdict(partial(Moment, self._memory))
-        moments |= {k: copy(m) for k, m in before.items()}
+    def _fresh_contexts(self) -> dict[str, ForwardContext]:
+        """Return contexts, by stack, that share the run's memory and have seen no pass."""
+        return defaultdict(partial(ForwardContext, self._memory))
+
+    def _alone(self, before: Mapping[str, ForwardContext]) -> AbstractContextManager[None]:
+        """Return a context for one more pass from where the contexts stood."""
+        contexts = self._fresh_contexts()
+        contexts |= {k: copy(m) for k, m in before.items()}
         fresh: dict[tuple[str, str], int] = defaultdict(int)
-        return kept(self, _aside=True, _stop=False, moments=moments, _calls=fresh, _inside=[])
+        return kept(self, _aside=True, _stop=False, contexts=contexts, _calls=fresh, _inside=[])
 
     def _check_logits(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Refuse to go on once edits have made the logits NaN."""
@@ -172,7 +178,7 @@ class Hooks:
             lost = [t for t in edited if t.finite is not None and not t.finite]
             first = f"at {lost[0].site.name}" if lost else f"after {edited[-1].site.name}"
             raise EditError(
-                f"edits must leave the logits numbers, got NaN at step {self.moments[''].step} in "
+                f"edits must leave the logits numbers, got NaN at step {self.contexts[''].step} in "
                 f"row {broken.nonzero()[0, 0].item()}; values stopped being finite {first}: "
                 "lower the strength"
             )
@@ -186,9 +192,9 @@ class Hooks:
         own = stack is None or not running or f"stack {stack.name}" in running
         return own and tap.site.place.call in (None, call)
 
-    def _moment(self, tap: Tap) -> Moment:
+    def _context(self, tap: Tap) -> ForwardContext:
         stack = tap.site.stack
-        return self.moments["" if stack is None else f"stack {stack.name}"]
+        return self.contexts["" if stack is None else f"stack {stack.name}"]
 
     def _run(self, taps: list[Tap], path: str, x: Tensor) -> Tensor:
         """Pass a tensor, which its module passes on once a call, through the taps."""
@@ -204,7 +210,7 @@ class Hooks:
         for tap in taps:
             if self._meant(tap, call):
                 first = call == 0 or tap.site.place.call is not None
-                x = tap.pass_on(x, self._moment(tap), first=first and not self._aside)
+                x = tap.pass_on(x, self._context(tap), first=first and not self._aside)
                 if not self._aside:
                     self._waiting.discard(id(tap))
         return x

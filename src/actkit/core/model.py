@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from actkit.core.addresses import Addresses
+from actkit.core.context import ForwardContext
 from actkit.core.edit import Edit
 from actkit.core.engines import Ray, run_shares
 from actkit.core.errors import EditError, InputError
 from actkit.core.hooks import Hooks, Stop
 from actkit.core.inputs import Batch, Encoder
-from actkit.core.moment import Moment
 from actkit.core.networks import find
 from actkit.core.recording import Recording, Rows
 from actkit.core.replace import replaced
@@ -103,9 +103,9 @@ class Model:
         values: dict[str, Tensor] = {}
         rows: dict[str, Rows] = {}
 
-        def keep(site: Site, x: Tensor, moment: Moment) -> None:
+        def keep(site: Site, x: Tensor, context: ForwardContext) -> None:
             values[site.name] = x if grad else x.detach()
-            rows[site.name] = rows_at(site, x, moment)
+            rows[site.name] = rows_at(site, x, context)
 
         batch = self.encode(inputs)
         sites = self._addresses.find(record)

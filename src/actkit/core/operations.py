@@ -12,9 +12,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from actkit.core.context import ForwardContext
 from actkit.core.errors import EditError
 from actkit.core.layout import rows_first
-from actkit.core.moment import Moment
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Operation(ABC):
         """Say whether it may leave all values as they are where it acts."""
         return False
 
-    def at(self, moment: Moment) -> Callable[[Tensor], Tensor]:
+    def at(self, context: ForwardContext) -> Callable[[Tensor], Tensor]:
         """Return the operation as it acts in one pass."""
         return self
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from actkit.core.context import ForwardContext
 from actkit.core.hooks import Hooks
-from actkit.core.moment import Moment
 from actkit.core.sites import Place, Site
 from actkit.core.taps import Tap
 
@@ -102,7 +102,7 @@ class Sight:
         flowed = [self._flowed[n] for n in names if n in self._flowed]
         return any(x._version != version for x, version in flowed)
 
-    def _keep(self, site: Site, x: Tensor, _: Moment) -> None:
+    def _keep(self, site: Site, x: Tensor, _: ForwardContext) -> None:
         self._values[site.name] = x.clone()
         self._flowed[site.name] = (x, x._version)
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from actkit.core.context import ForwardContext
 from actkit.core.edit import Edit
 from actkit.core.errors import ActkitError, InputError, SiteError
 from actkit.core.inputs import Batch
 from actkit.core.layout import axes_of, rows_first
-from actkit.core.moment import Moment
 from actkit.core.progress import track
 from actkit.core.recording import FACTS, Rows, valid_rows
 from actkit.core.sites import Site
@@ -134,8 +134,8 @@ class Feeder:
         held: dict[str, tuple[Tensor, Rows]] = {}
         waiting = dict(self._joint)
 
-        def read(site: Site, x: Tensor, moment: Moment) -> None:
-            acts, own = flat_rows(site, x.detach(), moment)
+        def read(site: Site, x: Tensor, context: ForwardContext) -> None:
+            acts, own = flat_rows(site, x.detach(), context)
             own = own.shifted(first)
             for reading in self.fed.get(site.name, ()):
                 reading.update(acts, own)
@@ -179,16 +179,16 @@ def _lists(data: Any, size: int) -> Iterable[Any]:
     return list(batches(data, size)) if isinstance(data, list | tuple) else batches(data, size)
 
 
-def rows_at(site: Site, x: Tensor, moment: Moment) -> Rows:
+def rows_at(site: Site, x: Tensor, context: ForwardContext) -> Rows:
     """Return the rows of what was read at a site."""
     axes = site.axes or axes_of(x)
     if axes == "BCYX":
         return Rows.image(len(x), x.shape[2], x[0, 0, 0].numel())
     shape = rows_first(x, axes).shape
     tokens = x.shape[-2] if axes == "BTS" else shape[1]
-    return moment.rows(shape[0], tokens)
+    return context.rows(shape[0], tokens)
 
 
-def flat_rows(site: Site, x: Tensor, moment: Moment) -> tuple[Tensor, Rows]:
+def flat_rows(site: Site, x: Tensor, context: ForwardContext) -> tuple[Tensor, Rows]:
     """Return a site's valid rows and what they belong to, as `valid_rows` does."""
-    return valid_rows(x, site.axes or axes_of(x), rows_at(site, x, moment))
+    return valid_rows(x, site.axes or axes_of(x), rows_at(site, x, context))

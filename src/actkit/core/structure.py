@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from actkit.core.context import ForwardContext
 from actkit.core.edit import apply, scale
-from actkit.core.moment import Moment
 from actkit.core.sight import Sight, adds_up, is_norm, same, watched
 from actkit.core.sites import POINTS, Place, Site, Stack, into, out, stack_sites
 from actkit.core.taps import Tap
@@ -236,7 +236,7 @@ def _firm(network: nn.Module, stack: Stack) -> set[str]:
     """Return the points whose every site was reached; the middle only if it could be edited."""
     values: dict[str, Tensor] = {}
 
-    def keep(site: Site, x: Tensor, _: Moment) -> None:
+    def keep(site: Site, x: Tensor, _: ForwardContext) -> None:
         values[site.name] = x.clone()
 
     sites = [s for s in stack_sites(stack, "") if not s.refused]
@@ -269,6 +269,6 @@ def _explicit_form_agrees(network: nn.Module, stack: Stack, wanted: Tensor) -> b
     probs = [s for name, s in sites.items() if name.startswith("attn_probs.")]
     taps = [Tap(s, [apply(s.name, torch.clone)]) for s in probs]
     last = sites[f"resid_post.{stack.num_blocks - 1}"]
-    watched(network, [*taps, Tap(last, read=lambda site, x, moment: values.append(x.clone()))])
+    watched(network, [*taps, Tap(last, read=lambda site, x, context: values.append(x.clone()))])
     tolerance = max(1e-4, 8 * torch.finfo(wanted.dtype).eps)
     return bool((values[0] - wanted).norm() <= tolerance * wanted.norm())

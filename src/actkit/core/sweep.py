@@ -144,7 +144,7 @@ def _planned(trunk: Trunk, index: int, edits: Sited) -> Variant:
     for edit, site in edits:
         known = site.name in trunk.recorded
         x = trunk.recorded[site.name] if known else None
-        column = first_token(edit, site, x, trunk.moment) if x is not None else 0
+        column = first_token(edit, site, x, trunk.context) if x is not None else 0
         if column is not None:
             starts.append((trunk.first_block(site), column))
     if not starts:

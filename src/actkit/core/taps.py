@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from actkit.core.context import ForwardContext
 from actkit.core.edit import Edit
 from actkit.core.errors import EditError, SiteError
 from actkit.core.layout import PLAIN, axes_of, rows_back, rows_first
-from actkit.core.moment import Moment
 from actkit.core.sites import Site
 
-Read = Callable[[Site, Tensor, Moment], None]
+Read = Callable[[Site, Tensor, ForwardContext], None]
 
 
 @dataclass(eq=False)
@@ -28,20 +28,20 @@ class Tap:
     _ready: list[Edit] | None = None
     _copy: Tensor | None = None
 
-    def pass_on(self, raw: Tensor, moment: Moment, first: bool = True) -> Tensor:
+    def pass_on(self, raw: Tensor, context: ForwardContext, first: bool = True) -> Tensor:
         """Edit and, in a module's first call, read; return the tensor that flows on."""
-        x = self._view(raw, moment.batch)
+        x = self._view(raw, context.batch)
         if self.edits:
-            new = self._edited(x, moment)
-            raw = raw if new is x else self._put(raw, new, moment.batch)
+            new = self._edited(x, context)
+            raw = raw if new is x else self._put(raw, new, context.batch)
             x = new
         self.fired = True
         if self.read is not None and first:
             if torch.is_grad_enabled() and x.is_floating_point():
-                x, raw = self._in_graph(x, raw, moment.batch)
+                x, raw = self._in_graph(x, raw, context.batch)
             elif self.site.place.fleeting:
                 x = x.clone()
-            self.read(self.site, x, moment)
+            self.read(self.site, x, context)
         return raw
 
     @property
@@ -73,14 +73,14 @@ class Tap:
             return x, self._put(raw, self._copy, batch)
         return x, self._put(raw, x, batch)
 
-    def _edited(self, x: Tensor, moment: Moment) -> Tensor:
+    def _edited(self, x: Tensor, context: ForwardContext) -> Tensor:
         axes = self.site.axes or axes_of(x)
         rows = given = rows_first(x, axes)
-        moment.batch = moment.batch or len(rows)
+        context.batch = context.batch or len(rows)
         if not torch.is_grad_enabled() and any(e.block is not None for e in self.edits):
             rows = rows.clone()  # edits of blocks of rows write into it
         for i, edit in enumerate(self._fitted(rows, axes)):
-            new = edit.write(rows, moment)
+            new = edit.write(rows, context)
             if new is not rows or edit.operation.may_rest:
                 self.acted.add(i)
             rows = new

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from actkit.core.blocks import Skip, block_paths, first_rows, hidden
+from actkit.core.context import ForwardContext
 from actkit.core.edit import Edit
 from actkit.core.errors import EditError
 from actkit.core.inputs import Batch
 from actkit.core.layout import rows_first
-from actkit.core.moment import Moment
 from actkit.core.recording import Recording
 from actkit.core.sites import Site
 
@@ -42,7 +42,7 @@ class Trunk:
         logits: (B, P, V) of the bare network.
         num_blocks: Number of blocks.
         recorded: What the bare network has at the sites that were asked.
-        moment: Of the bare run.
+        context: Of the bare run.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class Trunk:
         self._blocks = block_paths(model)
         self.num_blocks = len(self._blocks)
         self._columns = torch.unique(self.asked)
-        self.moment = Moment()
-        self.moment.begin((), self.batch.kwargs)
-        self.moment.tell(tokens, self.batch.valid)
+        self.context = ForwardContext()
+        self.context.begin((), self.batch.kwargs)
+        self.context.tell(tokens, self.batch.valid)
         self._values: list[Tensor] = []
         self._tuple = False
         self.recorded = self._run_once([site.name for site in record])
@@ -161,7 +161,7 @@ class Trunk:
         """Say whether an edit is meant for a column from `token` on, or for none at all."""
         if not edit.operation.tokenwise:
             return True
-        mask_BT = edit.where.token_mask(self.moment, *_tokens(self.batch).shape)
+        mask_BT = edit.where.token_mask(self.context, *_tokens(self.batch).shape)
         return mask_BT is None or not mask_BT.any() or bool(mask_BT[:, token:].any())
 
     def _head(self, columns: Tensor) -> dict[str, Any]:
@@ -252,14 +252,14 @@ def shares(model: "Model", batch: Batch) -> bool:
     return known and given and bool(block_paths(model))
 
 
-def first_token(edit: Edit, site: Site, x: Tensor, moment: Moment) -> int | None:
+def first_token(edit: Edit, site: Site, x: Tensor, context: ForwardContext) -> int | None:
     """Return the first column at which an edit changes the bare network's values.
 
     Args:
         edit: At one site.
         site: That site.
         x: What the bare network has there.
-        moment: Of the bare run.
+        context: Of the bare run.
 
     Returns:
         The column, 0 where an operation looks at other tokens too; None if nothing changes.
@@ -268,11 +268,11 @@ def first_token(edit: Edit, site: Site, x: Tensor, moment: Moment) -> int | None
         return 0
     rows = rows_first(x, site.axes)
     with torch.no_grad():
-        new = replace(edit, operation=edit.operation.like(rows, site.axes)).write(rows, moment)
+        new = replace(edit, operation=edit.operation.like(rows, site.axes)).write(rows, context)
     changed_T = (new != rows).flatten(2).any(-1).any(0)
     learnt = any(t.requires_grad for t in edit.operation.tensors().values())
     if learnt or new is rows:  # a gradient is asked, or the run itself must say what is wrong
-        mask_BT = edit.where.token_mask(moment, len(rows), rows.shape[1])
+        mask_BT = edit.where.token_mask(context, len(rows), rows.shape[1])
         meant = torch.ones_like(changed_T) if mask_BT is None else mask_BT.any(0)
         changed_T = meant if meant.any() else torch.ones_like(changed_T)
     columns = changed_T.nonzero()

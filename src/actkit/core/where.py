@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actkit.core.context import ForwardContext
 from actkit.core.errors import EditError
-from actkit.core.moment import Moment
 
 Index = int | slice | Sequence[int] | Tensor
 PHASES = ("all", "prompt", "generated", "last")
@@ -66,33 +66,33 @@ class Where:
         every = isinstance(self.tokens, str) and self.tokens == "all"
         return every and all(v is None for v in rest)
 
-    def acts(self, moment: Moment) -> bool:
+    def acts(self, context: ForwardContext) -> bool:
         """Say whether the edit acts at all in this forward pass."""
-        if self.steps is not None and moment.step not in _members(self.steps, moment.step + 1):
+        if self.steps is not None and context.step not in _members(self.steps, context.step + 1):
             return False
         if isinstance(self.tokens, str):
-            return self.tokens in ("all", "last", "generated" if moment.writing else "prompt")
-        return not (_is_mask(self.tokens) and moment.writing)
+            return self.tokens in ("all", "last", "generated" if context.writing else "prompt")
+        return not (_is_mask(self.tokens) and context.writing)
 
-    def token_mask(self, moment: Moment, batch: int, num_tokens: int) -> Tensor | None:
+    def token_mask(self, context: ForwardContext, batch: int, num_tokens: int) -> Tensor | None:
         """Return which tokens are meant as (B, T) bool, None for all of them."""
         if isinstance(self.tokens, str):
-            return moment.last(batch, num_tokens) if self.tokens == "last" else None
+            return context.last(batch, num_tokens) if self.tokens == "last" else None
         if _is_mask(self.tokens):
-            return self._given_mask(moment, batch, num_tokens)
-        return self._at_positions(moment, batch, num_tokens)
+            return self._given_mask(context, batch, num_tokens)
+        return self._at_positions(context, batch, num_tokens)
 
-    def _given_mask(self, moment: Moment, batch: int, num_tokens: int) -> Tensor:
+    def _given_mask(self, context: ForwardContext, batch: int, num_tokens: int) -> Tensor:
         mask = torch.as_tensor(self.tokens)
         if mask.shape != (batch, num_tokens):
             raise EditError(
                 f"a token mask must have shape ({batch}, {num_tokens}), got {tuple(mask.shape)}"
             )
-        return mask.to(moment.device)
+        return mask.to(context.device)
 
-    def _at_positions(self, moment: Moment, batch: int, num_tokens: int) -> Tensor:
-        position_BT = moment.positions(batch, num_tokens)
-        length_B1 = moment.prompt_length(batch, num_tokens)[:, None]
+    def _at_positions(self, context: ForwardContext, batch: int, num_tokens: int) -> Tensor:
+        position_BT = context.positions(batch, num_tokens)
+        length_B1 = context.prompt_length(batch, num_tokens)[:, None]
         if isinstance(self.tokens, slice):
             start, stop, step = self.tokens.start or 0, self.tokens.stop, self.tokens.step or 1
             start_B1 = (length_B1 * (start < 0) + start).clamp_min(0)
@@ -103,7 +103,7 @@ class Where:
             wanted = torch.as_tensor(self.tokens, device=position_BT.device).reshape(-1)
             wanted_BN = torch.where(wanted < 0, length_B1 + wanted, wanted)
             inside = (position_BT[..., None] == wanted_BN[:, None]).any(-1)
-        return inside & moment.validity(batch, num_tokens)
+        return inside & context.validity(batch, num_tokens)
 
     def since(self, token: int) -> "Where":
         """Return the same for a run that begins at a later column of the same inputs."""

@@ -134,11 +134,11 @@ class Decoder:
         *seen: Any,
     ) -> None:
         """Take what flows at a site: an up projection's output, neurons, or the logits."""
-        site, x, moment = seen
+        site, x, context = seen
         if site is self._logits:
             _add_loss(result, x, batch)
         elif site.name in self.sites:
-            acts_NH, rows = flat_rows(site, x, moment)
+            acts_NH, rows = flat_rows(site, x, context)
             acts_NH = acts_NH[rows.position > 0]
             result.num_kept[site.name] += int(acts_NH.count_nonzero())
             result.num_seen[site.name] += acts_NH.numel()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from actkit.core.context import ForwardContext
 from actkit.core.controller import Controller
-from actkit.core.moment import Moment
 from actkit.steer._concepts import Tree, leaf
 from actkit.steer._rules import Closure, Conjunction, Rule, closure, parsed
 
@@ -33,10 +33,10 @@ class Reason(Controller):
     targets: tuple[str, ...]
     conjunction: Conjunction = "min"
 
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
         """Return x + alpha sum of the directions of the targets that hold so far."""
         shape = x.shape[:2]
-        active_BC = self.active(x, moment.validity(*shape), moment.positions(*shape)).any(1)
+        active_BC = self.active(x, context.validity(*shape), context.positions(*shape)).any(1)
         active_BC = memory["seen"] = memory.get("seen", False) | active_BC
         held = [self.closure(active_C).confidence for active_C in active_BC]
         holds_BG = x.new_tensor([[name in own for name in self.targets] for own in held])

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d, scaled_dot_product_attention
 
 from actkit.catalog import method
+from actkit.core.context import ForwardContext
 from actkit.core.controller import Controller
 from actkit.core.digest import digest
 from actkit.core.edit import Edit
 from actkit.core.errors import EditError, InputError
 from actkit.core.model import Model
-from actkit.core.moment import Moment
 from actkit.core.values import get, main_output, put
 from actkit.steer._base import Steerer, Strength
 
@@ -40,7 +40,7 @@ class Redirect(Controller):
     heads: int
     suppress: float
 
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
         """Return x, or the redirected z."""
         if self.part != "z":
             memory[self.part] = x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)

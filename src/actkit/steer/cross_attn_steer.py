@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from actkit.catalog import method
+from actkit.core.context import ForwardContext
 from actkit.core.controller import Controller, Dosed
 from actkit.core.edit import Edit
 from actkit.core.errors import InputError
 from actkit.core.model import Model
-from actkit.core.moment import Moment
 from actkit.core.progress import track
 from actkit.core.where import Where
 from actkit.steer._base import ContrastSteerer, Strength
@@ -157,8 +157,8 @@ class _Watch(Controller):
     means: Means
     share: float
 
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
         """Return x, unchanged."""
-        at = self.site, moment.step
+        at = self.site, context.step
         self.means[at] = self.means.get(at, 0) + self.share * x.double().flatten(0, 1).mean(0)
         return x

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from actkit.catalog import method
+from actkit.core.context import ForwardContext
 from actkit.core.controller import Beside, Controller
 from actkit.core.digest import digest
 from actkit.core.edit import Edit, apply
 from actkit.core.errors import InputError
 from actkit.core.model import Model
-from actkit.core.moment import Moment
 from actkit.core.progress import track
 from actkit.core.stream import batches
 from actkit.core.where import Where
@@ -57,10 +57,10 @@ class Compose(Controller):
     most: float
     top_p: float
 
-    def before(self, beside: Beside, memory: dict[str, Any], moment: Moment) -> None:
+    def before(self, beside: Beside, memory: dict[str, Any], context: ForwardContext) -> None:
         """Measure what each property alone, at full strength all along, changes at this step."""
         num_properties = len(self.steps_PSHK)
-        full_PP = self.most * torch.eye(num_properties, device=moment.device)
+        full_PP = self.most * torch.eye(num_properties, device=context.device)
         memory["alpha"] = torch.zeros_like(full_PP[:1])
         plain_BV = beside.logits("plain")
         alpha_PB = []
@@ -70,9 +70,9 @@ class Compose(Controller):
             alpha_PB.append(kl_B.clamp(0, self.most))
         memory["alpha"] = torch.stack(alpha_PB, -1)
 
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
         """Return x + strength sum_p alpha_p d_p."""
-        step = min(moment.step, self.steps_PSHK.shape[1] - 1)
+        step = min(context.step, self.steps_PSHK.shape[1] - 1)
         sum_BHK: Tensor = torch.tensordot(memory["alpha"].to(x), self.steps_PSHK[:, step], 1)
         return x + self.dose(x) * sum_BHK[:, None]
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from actkit.catalog import method
+from actkit.core.context import ForwardContext
 from actkit.core.controller import Controller
 from actkit.core.edit import Edit
 from actkit.core.errors import InputError
 from actkit.core.model import Model
-from actkit.core.moment import Moment
 from actkit.steer._base import ContrastSteerer, Strength
 from actkit.steer._examples import Examples
 from actkit.steer._transport import Transport, checked, coupled, joined, pooled, pooled_states
@@ -123,6 +123,6 @@ class _Estimate(Controller):
     learn: Callable[[str, Tensor], Transport]
     moves: bool
 
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
-        found = self.learn(self.site, pooled(x, moment.rows(len(x), x.shape[1])))
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
+        found = self.learn(self.site, pooled(x, context.rows(len(x), x.shape[1])))
         return found.like(x, "")(x) if self.moves else x

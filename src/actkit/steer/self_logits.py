@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from actkit.catalog import method
+from actkit.core.context import ForwardContext
 from actkit.core.controller import Controller
 from actkit.core.digest import digest
 from actkit.core.edit import Edit, scale
 from actkit.core.errors import InputError
 from actkit.core.model import Model
-from actkit.core.moment import Moment
 from actkit.steer._base import Steerer, Strength
 
 _EPS = ("eps", "variance_epsilon", "epsilon")
@@ -93,7 +93,7 @@ class Watch(Controller):
 
     layer: int
 
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
         """Return x, unchanged."""
         memory[f"block {self.layer}"] = x
         return x
@@ -109,7 +109,7 @@ class Mix(Controller):
     eps: float
     layers: tuple[int, ...] = ()
 
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
         """Return (1 - gamma) x + gamma mean_l Norm(h_l)."""
         early = torch.stack([self.norm(memory[f"block {layer}"]) for layer in self.layers]).mean(0)
         return torch.lerp(x, early, self.dose(x))

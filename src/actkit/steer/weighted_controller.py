@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from actkit.catalog import method
+from actkit.core.context import ForwardContext
 from actkit.core.controller import Controller
 from actkit.core.digest import digest
 from actkit.core.edit import Edit
 from actkit.core.errors import InputError
 from actkit.core.model import Model
-from actkit.core.moment import Moment
 from actkit.core.operations import strength as spread
 from actkit.core.where import Where
 from actkit.steer._base import ContrastSteerer, Strength
@@ -41,9 +41,9 @@ class Read(Controller):
     bias_H: Tensor
     first: bool
 
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
         """Return x, unchanged."""
-        last_BD = x[moment.last(len(x), x.shape[1])]
+        last_BD = x[context.last(len(x), x.shape[1])]
         memory["hidden"] = (self.bias_H if self.first else memory["hidden"]) + (
             last_BD @ self.into_HD.mT
         )
@@ -59,7 +59,7 @@ class Patch(Controller):
     bias_2: Tensor
     gain: str
 
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
         """Return x + strength gain(s) sigmoid(w) r."""
         s_B, w_B = (memory["hidden"].relu() @ self.out_2H.mT + self.bias_2).unbind(-1)
         dose_B = GAINS[self.gain](s_B) * w_B.sigmoid()

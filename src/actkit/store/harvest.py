@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from actkit.core.context import ForwardContext
 from actkit.core.digest import digest
 from actkit.core.edit import Edit
 from actkit.core.engines import Ray, run_shares
 from actkit.core.errors import BusyError, InputError, StoreError
 from actkit.core.inputs import Batch
-from actkit.core.moment import Moment
 from actkit.core.progress import track
 from actkit.core.provenance import stamp
 from actkit.core.recording import Rows
@@ -109,8 +109,8 @@ class Job:
         values: dict[str, Tensor] = {}
         rows: dict[str, Rows] = {}
 
-        def read(site: Site, x: Tensor, moment: Moment) -> None:
-            acts, rows[site.name] = flat_rows(site, x.detach(), moment)
+        def read(site: Site, x: Tensor, context: ForwardContext) -> None:
+            acts, rows[site.name] = flat_rows(site, x.detach(), context)
             # Networks without a table may overwrite in place what they passed on.
             values[site.name] = acts.clone() if site.stack is None else acts
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actkit.core.context import ForwardContext
 from actkit.core.controller import Controller
 from actkit.core.errors import InputError
-from actkit.core.moment import Moment
 
 
 def previous_pattern(length: int, strength: float = 1.0) -> Tensor:
@@ -79,7 +79,7 @@ class CopyHead(Controller):
     gain: float
     watch: bool = field(kw_only=True)
 
-    def act(self, x: Tensor, memory: dict[str, Any], moment: Moment) -> Tensor:
+    def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
         """Keep the (B, T, 1, S) pattern and leave it, or return (B, T, V) logits of it."""
         if self.watch:
             memory["pattern"] = x[:, :, 0]

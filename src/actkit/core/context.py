@@ -15,7 +15,7 @@ from actkit.core.recording import Rows
 _CACHES = ("past_key_values", "layer_past", "cache_params")
 
 
-class Moment:
+class ForwardContext:
     """One forward pass of one stack; hooks at its door keep it up to date.
 
     Attributes:
@@ -30,7 +30,7 @@ class Moment:
     """
 
     def __init__(self, memory: dict[Any, dict[Any, Any]] | None = None) -> None:
-        """Start before any pass, with a memory that the moments of one run share."""
+        """Start before any pass, with a memory that the contexts of one run share."""
         self.frames: Callable[[Tensor], Tensor] | None = None
         self.memory = {} if memory is None else memory
         self.step, self.writing = 0, False
@@ -83,7 +83,7 @@ class Moment:
         if self._mask is None and self._tokens is tokens and fits:
             self._mask = valid
 
-    def part(self, rows: slice) -> "Moment":
+    def part(self, rows: slice) -> "ForwardContext":
         """Return what is known of some rows of this pass."""
         own = copy(self)
         own._mask = None if self._mask is None else self._mask[rows]
