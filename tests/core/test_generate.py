@@ -123,6 +123,12 @@ def test_tokens_in_generation(m: Model, name: str, cache: str) -> None:
 def test_steps_in_generation(m: Model, steps: Any, inside: Any, tokens: Any) -> None:
     """Step 0 is the prompt, step s the pass over the s-th written token."""
     where = ak.Where(tokens=tokens, steps=steps)
+    if tokens == -1 and not inside(torch.tensor(0)):  # the prompt's end is of step 0 only
+        with pytest.raises(
+            EditError, match=r"the add at resid_post\.1 met nothing where tokens=-1"
+        ):
+            cached(m, [ak.add(SITE, VECTOR, where=where)])
+        return
     got, logits = cached(m, [ak.add(SITE, VECTOR, where=where)])
     choose: dict[str, Chooser] = {
         "all": lambda p, n: p >= 0,

@@ -1,125 +1,217 @@
 """Attention scores and probabilities, computed beside the kernel that the model is configured for.
 
-transformers asks its registry for the attention function by the name in the config. While a
-module with taps runs, and only then, the name is this socket's; the socket calls the configured
-kernel with unchanged arguments, so outputs keep every bit, and computes scores and probabilities
-from the same queries and keys. An edit needs the explicit form: then, and only in that layer, the
-output is recomputed from the edited probabilities. With gradients the output keeps its bits too,
-and its gradient goes through the probabilities that were recorded.
+transformers asks its registry for the attention function by the name in the module's config. While
+a socket stands on a module, and on that module only, the name is `NAME`; what it leads to calls
+the configured kernel with unchanged arguments, so outputs keep every bit, and lets the sockets of
+the thread that calls compute scores and probabilities from the same queries and keys. What was
+read is held against what the kernel returned, once for each kernel and kind of mask. An edit needs
+the explicit form: then, and only in that layer, the output is recomputed from the edited
+probabilities. With gradients the output keeps its bits too, and its gradient goes through the
+probabilities that were recorded.
 
 Shapes: B batch, H heads, G key-value heads, T queries, S keys, K head width.
 """
 
+import copy
 import sys
 from collections.abc import Callable
+from functools import partial
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+
+from actkit.core.doors import Close, Guest, door
+from actkit.core.errors import SiteError
 
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
+NAME = "actkit"
+"""What the registry of transformers calls the function that stands for a kernel."""
 
 
 class AttentionSocket:
-    """Stands between one attention module and its kernel while it is open."""
+    """What one run reads and edits at one attention module while it is open."""
 
     def __init__(
-        self,
-        module: nn.Module,
-        run: Callable[[Any, str, Tensor], Tensor],
-        done: Callable[..., None],
+        self, module: nn.Module, guest: Guest, run: Callable[[list[Any], Tensor], Tensor]
     ) -> None:
-        """Plan for one module; `run(taps, path, x)` passes a tensor on, `done` may stop the run."""
+        """Plan for one module.
+
+        Args:
+            module: The module that calls the kernel.
+            guest: Who is asked whether the calling thread is its own.
+            run: `run(taps, x)` passes a tensor through taps.
+        """
         self.taps: dict[str, Any] = {}
-        self._module, self._run, self._done = module, run, done
-        self._name = f"actkit-{id(self)}"
-        self._handles: list[RemovableHandle] = []
-        self._configured: str | None = None
-        self._inside = False
+        self.module, self._guest, self._run = module, guest, run
 
     def open(self) -> None:
-        """Register the socket and its doors."""
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-        ALL_ATTENTION_FUNCTIONS[self._name] = self._attend
-        enter, leave = self._enter, self._leave
-        self._handles = [
-            self._module.register_forward_pre_hook(enter),
-            self._module.register_forward_hook(leave, always_call=True, prepend=True),
-            self._module.register_forward_hook(self._done),
-        ]
+        """Stand between the module and its kernel."""
+        with _LOCK:
+            switch = _SWITCHES.get(self.module)
+            if switch is None:
+                switch = _SWITCHES[self.module] = _Switch(self.module)
+            switch.sockets.append(self)
 
     def close(self) -> None:
         """Take everything back."""
+        with _LOCK:
+            switch = _SWITCHES.get(self.module)
+            if switch is None or self not in switch.sockets:
+                return
+            switch.sockets.remove(self)
+            if not switch.sockets:
+                switch.close()
+                del _SWITCHES[self.module]
+
+    @property
+    def is_here(self) -> bool:
+        """Say whether the calling thread or task is the one that opened it."""
+        return self._guest.is_here
+
+    @property
+    def edits(self) -> bool:
+        """Say whether anything is written."""
+        return any(t.edits for taps in self.taps.values() for t in taps)
+
+    def passed(self, side: str, x: Tensor) -> Tensor:
+        """Return scores or probabilities as they flow on."""
+        return self._run(self.taps[side], x) if side in self.taps else x
+
+
+class _Switch:
+    """Leads one module to `_attend` while sockets stand on it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Lend the module a copy of its config with another kernel's name."""
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        for handle in self._handles:
-            handle.remove()
-        self._leave()
-        if self._name in ALL_ATTENTION_FUNCTIONS:
-            ALL_ATTENTION_FUNCTIONS.pop(self._name)
+        self.sockets: list[AttentionSocket] = []
+        configured: Any = module.config
+        self._config = configured
+        self._module = module
+        if not len(_SWITCHES):
+            ALL_ATTENTION_FUNCTIONS[NAME] = _attend
+        own = copy.copy(self._config)
+        own._attn_implementation_internal = NAME
+        self._give_back: Close = door(module).lend("config", own)
 
-    def _enter(self, *_: Any) -> None:
-        config: Any = self._module.config
-        self._configured, self._inside = config._attn_implementation_internal, True
-        config._attn_implementation_internal = self._name
+    def close(self) -> None:
+        """Give the module its config back."""
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    def _leave(self, *_: Any) -> None:
-        if not self._inside:  # called even where a hook before `_enter` failed
-            return
-        config: Any = self._module.config
-        config._attn_implementation_internal = self._configured
-        self._inside = False
+        self._give_back()
+        if len(_SWITCHES) == 1:
+            ALL_ATTENTION_FUNCTIONS.pop(NAME)
 
-    def _kernel(self) -> Kernel:
+    @property
+    def name(self) -> str:
+        """Return the name of the configured kernel."""
+        return str(self._config._attn_implementation_internal or "eager")
+
+    def kernel(self) -> Kernel:
         """Return the function that the module would have called."""
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        if self._configured == "eager" and getattr(self._module, "reorder_and_upcast_attn", False):
+        if self.name == "eager" and getattr(self._module, "reorder_and_upcast_attn", False):
             return _upcast
         files = (sys.modules[c.__module__] for c in type(self._module).__mro__)
         eager = next(
             f.eager_attention_forward for f in files if hasattr(f, "eager_attention_forward")
         )
-        kernel: Kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self._configured or "eager", eager)
+        kernel: Kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.name, eager)
         return kernel
 
-    def _attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **settings: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Stand in for the kernel: (B, H, T, K) queries, (B, G, S, K) keys and values."""
-        sockets = self._chain()
-        with_edits = any(t.edits for s in sockets for taps in s.taps.values() for t in taps)
-        scores_BHTS = given = attention_scores(module, query, key, attention_mask, settings)
-        for socket in sockets:
-            scores_BHTS = socket._passed("scores", scores_BHTS)
-        edited = with_edits and scores_BHTS is not given
-        probs_BHTS = given = attention_probs(scores_BHTS, settings.get("s_aux")).to(query.dtype)
-        for socket in sockets:
-            probs_BHTS = socket._passed("probs", probs_BHTS)
-        if edited or (with_edits and probs_BHTS is not given):
-            return grouped(probs_BHTS, value).transpose(1, 2).contiguous(), probs_BHTS
-        kernel = sockets[0]._kernel()
-        output, weights = kernel(module, query, key, value, attention_mask, **settings)
-        if torch.is_grad_enabled():
-            explicit = grouped(probs_BHTS, value).transpose(1, 2)
-            output = with_gradient_of(explicit, output)
-        return output, weights
 
-    def _chain(self) -> list["AttentionSocket"]:
-        """Return the sockets that are open on this module, the first opened first."""
-        outer = getattr(self._kernel(), "__self__", None)
-        return [*(outer._chain() if isinstance(outer, AttentionSocket) else []), self]
+_LOCK = RLock()
+_SWITCHES: WeakKeyDictionary[nn.Module, _Switch] = WeakKeyDictionary()
+_PROVEN: WeakKeyDictionary[nn.Module, set[tuple[Any, ...]]] = WeakKeyDictionary()
+"""For each module the kernels and kinds of masks of which the explicit form was seen to hold."""
 
-    def _passed(self, side: str, x: Tensor) -> Tensor:
-        return self._run(self.taps[side], self._name, x) if side in self.taps else x
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    **settings: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Stand in for the kernel: (B, H, T, K) queries, (B, G, S, K) keys and values."""
+    switch = _SWITCHES[module]
+    kernel = switch.kernel()
+    sockets = [s for s in tuple(switch.sockets) if s.is_here]
+    if not sockets:
+        return kernel(module, query, key, value, attention_mask, **settings)
+    scores_BHTS = given = attention_scores(module, query, key, attention_mask, settings)
+    probs_BHTS = bare_BHTS = attention_probs(scores_BHTS, settings.get("s_aux")).to(query.dtype)
+    call = partial(kernel, module, query, key, value, attention_mask, **settings)
+    case = _case(switch, probs_BHTS, attention_mask)
+    returned = None if case in _PROVEN.get(module, ()) else call()
+    if returned is not None:
+        _prove(module, case, (probs_BHTS, value, returned[0]), attention_mask, settings)
+    for socket in sockets:
+        scores_BHTS = socket.passed("scores", scores_BHTS)
+    if scores_BHTS is not given:
+        probs_BHTS = attention_probs(scores_BHTS, settings.get("s_aux")).to(query.dtype)
+    for socket in sockets:
+        probs_BHTS = socket.passed("probs", probs_BHTS)
+    if probs_BHTS is not bare_BHTS and any(s.edits for s in sockets):
+        return grouped(probs_BHTS, value).transpose(1, 2).contiguous(), probs_BHTS
+    output, weights = call() if returned is None else returned
+    if torch.is_grad_enabled():
+        explicit = grouped(probs_BHTS, value).transpose(1, 2)
+        output = with_gradient_of(explicit, output)
+    return output, weights
+
+
+def _case(switch: _Switch, probs_BHTS: Tensor, mask: Any) -> tuple[Any, ...]:
+    """Return what tells one kind of call of a kernel from another."""
+    kind = (mask.dim(), mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
+    return switch.name, kind, probs_BHTS.shape[2] > 1
+
+
+def _prove(
+    module: nn.Module,
+    case: tuple[Any, ...],
+    flowed: tuple[Tensor, Tensor, Tensor],
+    mask: Any,
+    settings: dict[str, Any],
+) -> None:
+    """Hold the explicit form against what the kernel returned.
+
+    Raises:
+        SiteError: The kernel computes something else.
+    """
+    if module.training and settings.get("dropout", 0.0) > 0:
+        return  # what the kernel dropped is not known
+    probs_BHTS, value, output = (x.detach() for x in flowed)
+    error = (grouped(probs_BHTS, value).transpose(1, 2) - output).float().flatten(2).norm(dim=-1)
+    size = output.float().flatten(2).norm(dim=-1)
+    # kernels differ in rows of padding, which see nothing
+    wrong = (error > _TOLERANCE[output.dtype] * size) & _sees_something(mask, error)
+    if wrong.any():
+        raise SiteError(
+            f"attention cannot be read beside the kernel {case[0]!r}, which returned something "
+            "else than the probabilities of its queries, keys and mask give: open the network "
+            "with attn_implementation='eager'"
+        )
+    _PROVEN.setdefault(module, set()).add(case)
+
+
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+
+
+def _sees_something(mask: Any, like_BT: Tensor) -> Tensor:
+    """Return which (B, T) queries see any key at all."""
+    if not isinstance(mask, Tensor):
+        return torch.ones_like(like_BT, dtype=torch.bool)
+    if mask.dim() == 2:
+        return mask[:, -like_BT.shape[1] :].bool().expand_as(like_BT)
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return seen.any(-1).any(1).expand_as(like_BT)
 
 
 def with_gradient_of(explicit: Tensor, output: Tensor) -> Tensor:
@@ -141,12 +233,20 @@ def attention_scores(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
-    mask: Tensor | None,
+    mask: Any,
     settings: dict[str, Any],
 ) -> Tensor:
     """Return the softmax's logits (B, H, T, S), at least in float32, the mask included.
 
     Hidden keys hold the lowest finite number, as in transformers' own explicit form.
+
+    Args:
+        module: The attention module.
+        query: (B, H, T, K).
+        key: (B, G, S, K).
+        mask: (B, 1, T, S), bool or to be added; (B, S), which keys are no padding; a block mask
+            of flex attention; or None.
+        settings: What else the kernel was called with.
     """
     scale = settings.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -157,17 +257,39 @@ def attention_scores(
     if (bias := settings.get("position_bias")) is not None:
         scores = scores + bias
     lowest = torch.finfo(query.dtype).min
-    if mask is not None and mask.dtype == torch.bool:
-        return scores.masked_fill(~mask[..., : scores.shape[-1]], lowest)
-    if mask is not None:
-        return scores + mask[..., : scores.shape[-1]]
+    if hasattr(mask, "mask_mod"):
+        mask = _of_blocks(mask, scores)
+    if mask is not None and mask.dim() != 2:
+        mask = mask[..., : scores.shape[-1]]
+        return scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
     causal = settings.get("is_causal")
     causal = getattr(module, "is_causal", False) if causal is None else causal
-    num_queries, num_keys = scores.shape[-2:]
-    if causal and num_queries > 1:
-        seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=scores.device)
-        scores = scores.masked_fill(~seen.tril(num_keys - num_queries), lowest)
+    if causal:
+        seen = _seen_by_order(scores, settings.get("sliding_window"))
+        scores = scores.masked_fill(~seen, lowest)
+    if mask is not None:  # kernels that take lengths are told which keys are no padding
+        scores = scores.masked_fill(~mask[:, None, None, -scores.shape[-1] :].bool(), lowest)
     return scores
+
+
+def _seen_by_order(scores_BHTS: Tensor, window: int | None) -> Tensor:
+    """Return which keys a causal query sees, by their order alone, (T, S) bool."""
+    num_queries, num_keys = scores_BHTS.shape[-2:]
+    key_S = torch.arange(num_keys, device=scores_BHTS.device)
+    query_T1 = key_S[num_keys - num_queries :, None]
+    seen = key_S <= query_T1
+    return seen if window is None else seen & (key_S > query_T1 - window)
+
+
+def _of_blocks(mask: Any, scores_BHTS: Tensor) -> Tensor:
+    """Return the (B, 1, T, S) bool mask that a block mask of flex attention stands for."""
+    from torch.nn.attention.flex_attention import create_mask
+
+    batch, _, num_queries, num_keys = scores_BHTS.shape
+    made: Tensor = create_mask(
+        mask.mask_mod, batch, 1, num_queries, num_keys, device=str(scores_BHTS.device)
+    )
+    return made
 
 
 def attention_probs(scores_BHTS: Tensor, sinks_H: Tensor | None = None) -> Tensor:

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 def block_paths(model: "Model") -> list[str]:
     """Return the paths of the main stack's blocks; none where blocks are called again and again."""
     sites = {s.name: s for s in model.sites() if s.stack is not None and not s.stack.name}
-    found = [sites.get(f"resid_pre.{b}") for b in range(len(sites))]
-    places = [s.place for s in found if s is not None]
-    main = [p for p in places if p.side == "in" and p.call is None and not p.item]
-    return [p.path for p in main] if len(main) == len(places) else []
+    stack = next((s.stack for s in sites.values()), None)
+    every = range(0 if stack is None else stack.num_blocks)
+    found = [sites[f"resid_pre.{b}"].place for b in every if f"resid_pre.{b}" in sites]
+    main = [p for p in found if p.side == "in" and p.call is None and not p.item]
+    return [p.path for p in main] if len(main) == len(every) else []
 
 
 class Skip(nn.Module):

@@ -65,10 +65,12 @@ class Edit:
                 return x.slice_scatter(new, 0, start, stop)
             x[self.block] = new
             return x.view_as(x)
+        if context.each > 1 and self._is_by_rows(x):
+            return self._write_each(x, context)
         run = self.operation.at(context)
         if self.where.everywhere:
             return run(x)
-        if not self.where.acts(context):
+        if not self.where.acts(context, x.shape[1]):
             return x
         mask_BT = self.where.token_mask(context, len(x), x.shape[1])
         chosen = self._chosen(x)
@@ -78,6 +80,22 @@ class Edit:
         if mask_BT is not None and not mask_BT[rows].any():
             return x
         return self._on_axes(run, x, chosen, mask_BT)
+
+    def _is_by_rows(self, x: Tensor) -> bool:
+        """Say whether it matters which row is which: some are chosen, or each has its own."""
+        tokens = self.where.tokens
+        by_mask = not isinstance(tokens, str | int | slice) and torch.as_tensor(tokens).dim() == 2
+        by_row = self.operation.extent(x.dim())[0] > 1
+        return self.where.rows is not None or by_mask or by_row
+
+    def _write_each(self, x: Tensor, context: ForwardContext) -> Tensor:
+        """Write where each row of the prompt runs as several sequences, which lie side by side."""
+        turns = [slice(i, None, context.each) for i in range(context.each)]
+        parts = [x[turn] for turn in turns]
+        new = [self.write(p, context.part(t)) for p, t in zip(parts, turns, strict=True)]
+        if all(n is p for n, p in zip(new, parts, strict=True)):
+            return x
+        return torch.stack(new, 1).flatten(0, 1)
 
     def check_width(self, width: int) -> None:
         """Refuse tensors that are neither as wide as their site nor as the units they choose."""

@@ -28,12 +28,15 @@ class Batch:
         tokens: (B, T) token ids, None if the inputs are no tokens.
         valid: (B, T) bool, False on padding, counted as the inputs are (tokens, or samples of
             sound); None if nothing is padded.
+        past: (B, P) validity of the tokens that a cache among the arguments holds; None if there
+            is no cache, or nothing is known of it.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     tokens: Tensor | None = None
     valid: Tensor | None = None
+    past: Tensor | None = None
 
     @property
     def num_samples(self) -> int:
@@ -206,10 +209,14 @@ class Encoder:
         tokens = ids if isinstance(ids, Tensor) and ids.dim() == 2 else None
         mask = kwargs.get("attention_mask")
         valid = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        past = None
         if tokens is not None:
             self._check(tokens)
+            columns = 0 if valid is None else valid.shape[1]
+            if valid is not None and columns > tokens.shape[1]:  # a cache holds the first columns
+                past, valid = valid[:, : -tokens.shape[1]], valid[:, -tokens.shape[1] :]
             valid = valid if valid is not None and valid.shape == tokens.shape else None
-        return Batch(args, kwargs, tokens, valid)
+        return Batch(args, kwargs, tokens, valid, past)
 
     def _check(self, tokens: Tensor) -> None:
         """Refuse prompts that are empty, too long, or hold unknown tokens."""

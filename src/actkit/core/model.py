@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from actkit.core.addresses import Addresses
+from actkit.core.caches import caches_among
+from actkit.core.compat import cache_argument, generation_setting
 from actkit.core.context import ForwardContext
 from actkit.core.edit import Edit
 from actkit.core.engines import Ray, run_shares
-from actkit.core.errors import EditError, InputError
+from actkit.core.errors import InputError, SiteError
 from actkit.core.hooks import Hooks, Stop
 from actkit.core.inputs import Batch, Encoder
 from actkit.core.networks import find
@@ -24,7 +26,8 @@ from actkit.core.replace import replaced
 from actkit.core.sites import Site
 from actkit.core.stream import merged, observe, rows_at
 from actkit.core.sweep import sweep
-from actkit.core.taps import Read, Tap, check_reached, check_run
+from actkit.core.taps import Read, Tap, check_acted, check_reached, check_run
+from actkit.core.told import generation_settings, told_by_run, told_by_user
 
 if TYPE_CHECKING:
     from actkit.store import Store
@@ -41,6 +44,7 @@ class Model:
         processor: The user's own processor, None if there is none.
         name: What it was opened as.
         note: How its points were found.
+        shares: Whether sweeps were seen to change no number by sharing a run, by kind of batch.
         opener: A function that opens it again in another process, as the engine `ray` needs it;
             None, to be set by you, if it was opened from a module.
     """
@@ -60,6 +64,7 @@ class Model:
         network = find(module)
         self.note = network.note
         self._roots = network.roots or {}
+        self.shares: dict[Any, bool] = {}
         self._addresses = Addresses(module, network.sites, network.prefixes)
 
     def __repr__(self) -> str:
@@ -101,18 +106,23 @@ class Model:
             grad: Keep the graph, so that recorded tensors can be differentiated.
         """
         values: dict[str, Tensor] = {}
-        rows: dict[str, Rows] = {}
+        rows: dict[str, Rows | SiteError] = {}
 
         def keep(site: Site, x: Tensor, context: ForwardContext) -> None:
             values[site.name] = x if grad else x.detach()
-            rows[site.name] = rows_at(site, x, context)
+            try:
+                rows[site.name] = rows_at(site, x, context)
+            except SiteError as error:  # for who asks for them; the tensor itself is known
+                rows[site.name] = error
 
         batch = self.encode(inputs)
         sites = self._addresses.find(record)
         taps = self._taps(sites, keep, edits)
         output = self._forward(batch, taps, grad, bool(sites) and not logits)
+        check_acted(taps)
         check_run(taps)
-        main = next(iter(rows.values()), None) if batch.tokens is None else _token_rows(batch)
+        known = (own for own in rows.values() if isinstance(own, Rows))
+        main = next(known, None) if batch.tokens is None else _token_rows(batch)
         if main is None:
             main = Rows.of(torch.ones(0, 0, dtype=torch.bool))
         found = _logits(output) if logits else None
@@ -123,7 +133,7 @@ class Model:
         self,
         prompts: Any,
         edits: Sequence[Edit] = (),
-        max_new_tokens: int = 40,
+        max_new_tokens: int | None = None,
         cache: Any = None,
         **settings: Any,
     ) -> list[str]:
@@ -132,29 +142,26 @@ class Model:
         Args:
             prompts: As in `run`.
             edits: As in `run`; `Where(tokens="generated")` leaves the prompt alone.
-            max_new_tokens: How many tokens to write at most.
+            max_new_tokens: How many tokens to write at most; 40 unless `settings` tell.
             cache: A `transformers.Cache`; its own kind if None.
-            settings: Passed to `generate`; greedy unless `do_sample=True`.
+            settings: Passed to `generate`. Without a `generation_config` it is greedy unless
+                `do_sample=True`.
 
         Returns:
-            The new text of each row, without the prompt.
+            The new text of each row, without the prompt; of each of its sequences where several
+            are asked for.
         """
         batch = self.encode(prompts)
-        generate: Any = getattr(self.module, "generate", None)
-        if generate is None or self.tokenizer is None:
+        module: Any = self.module
+        if not hasattr(module, "generate") or self.tokenizer is None:
             raise InputError(f"generate needs a language model with a tokenizer, got {self!r}")
-        self._check_room(batch, max_new_tokens)
-        settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **settings}
-        settings.setdefault("pad_token_id", _pad_id(self.module, self.tokenizer))
-        if edits and settings.get("use_cache") is False:
-            raise EditError(
-                "edits in generate need use_cache=True: it tells prompt and written tokens apart"
-            )
+        settings = generation_settings(module, self.tokenizer, max_new_tokens, settings)
+        self._check_room(batch, settings)
         if cache is not None:
-            settings["past_key_values"] = cache
+            settings[cache_argument(module) or "past_key_values"] = cache
         kwargs = {k: v for k, v in batch.kwargs.items() if k != "position_ids"}
         with torch.no_grad(), self.edited(edits):
-            written = generate(**kwargs, **settings)
+            written = module.generate(**kwargs, **settings)
         written = getattr(written, "sequences", written)
         encoder_decoder = getattr(self.module.config, "is_encoder_decoder", False)
         start = 0 if encoder_decoder or batch.tokens is None else batch.tokens.shape[1]
@@ -162,16 +169,28 @@ class Model:
         return texts
 
     @contextmanager
-    def edited(self, edits: Sequence[Edit]) -> Iterator[None]:
-        """Keep edits in place around the user's own loop.
+    def edited(self, edits: Sequence[Edit], prompt: Any = None) -> Iterator[None]:
+        """Keep edits in place around the user's own loop, in this thread or task.
+
+        What is prompt and what was written is known from calls of `generate`; in a loop of
+        another kind a pass of several tokens is a prompt, and a single token that comes on the
+        cache of an earlier pass was written. Passes that could mean either are refused, unless
+        `prompt` tells.
+
+        Args:
+            edits: As in `run`.
+            prompt: The inputs, as in `run`, that the loop begins with; it may feed them in
+                pieces, and without a cache again and again.
 
         Raises:
-            EditError: When the context ends, if an edit's site never ran inside it.
+            EditError: When the context ends, if an edit never acted inside it.
         """
         taps = self._taps([], None, edits)
-        with Hooks(self.module, taps, self._roots):
+        told = None if prompt is None else told_by_user(self.encode(prompt))
+        with Hooks(self.module, taps, self._roots, told=told) as hooks:
             yield
-        check_reached(taps)
+        check_reached(taps, hooks.passed_elsewhere)
+        check_acted(taps)
 
     @contextmanager
     def replaced(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -251,8 +270,9 @@ class Model:
 
     def _forward(self, batch: Batch, taps: list[Tap], grad: bool, stop: bool) -> Any:
         """Run the network under taps; return its output, None if it was stopped."""
-        hooks = Hooks(self.module, taps, self._roots, stop)
-        hooks.given = (batch.tokens, batch.valid)
+        # a cache of the user's own must not be left half filled
+        stop = stop and not caches_among([*batch.args, *batch.kwargs.values()])
+        hooks = Hooks(self.module, taps, self._roots, stop, told_by_run(batch))
         with hooks, torch.set_grad_enabled(grad):
             try:
                 output = self.module(*batch.args, **batch.kwargs)
@@ -281,8 +301,9 @@ class Model:
             tap_at(site).read = read
         return taps
 
-    def _check_room(self, batch: Batch, max_new_tokens: int) -> None:
+    def _check_room(self, batch: Batch, settings: Mapping[str, Any]) -> None:
         length = self.encode.context_length()
+        max_new_tokens = generation_setting(self.module, settings, "max_new_tokens") or 0
         used = 0 if batch.tokens is None else batch.tokens.shape[1]
         if length is not None and used + max_new_tokens > length:
             raise InputError(
@@ -303,8 +324,3 @@ def _logits(output: Any) -> Tensor:
     if not isinstance(logits, Tensor):
         raise InputError(f"this network returns no logits but {type(output).__name__}")
     return logits
-
-
-def _pad_id(module: Any, tokenizer: Any) -> int:
-    found = (getattr(tokenizer, n, None) for n in ("pad_token_id", "eos_token_id"))
-    return next((int(i) for i in found if i is not None), 0)

@@ -86,7 +86,7 @@ class Recording(Mapping[str, Tensor]):
     def __init__(
         self,
         values: dict[str, Tensor],
-        rows: dict[str, Rows],
+        rows: Mapping[str, Rows | SiteError],
         main: Rows,
         logits: Tensor | None = None,
         output: Any = None,
@@ -117,9 +117,16 @@ class Recording(Mapping[str, Tensor]):
         return "\n".join([f"Recording of {len(self)} sites", *lines])
 
     def rows_of(self, site: str) -> Rows:
-        """Return the rows of one site, (B, T) for text, (B, height * width) for images."""
+        """Return the rows of one site, (B, T) for text, (B, height * width) for images.
+
+        Raises:
+            SiteError: The site was not recorded, or which of its rows are padding is not known.
+        """
         self[site]
-        return self._rows[site]
+        found = self._rows[site]
+        if isinstance(found, SiteError):
+            raise found
+        return found
 
     def flat(self, site: str) -> tuple[Tensor, Rows]:
         """Return a site's valid rows and what they belong to, as `valid_rows` does."""

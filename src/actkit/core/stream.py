@@ -13,7 +13,7 @@ from torch import Tensor
 
 from actkit.core.context import ForwardContext
 from actkit.core.edit import Edit
-from actkit.core.errors import ActkitError, InputError, SiteError
+from actkit.core.errors import ActkitError, EditError, InputError, SiteError
 from actkit.core.inputs import Batch
 from actkit.core.layout import axes_of, rows_first
 from actkit.core.progress import track
@@ -180,13 +180,21 @@ def _lists(data: Any, size: int) -> Iterable[Any]:
 
 
 def rows_at(site: Site, x: Tensor, context: ForwardContext) -> Rows:
-    """Return the rows of what was read at a site."""
+    """Return the rows of what was read at a site.
+
+    Raises:
+        SiteError: Which of them are padding cannot be known.
+    """
     axes = site.axes or axes_of(x)
     if axes == "BCYX":
         return Rows.image(len(x), x.shape[2], x[0, 0, 0].numel())
     shape = rows_first(x, axes).shape
     tokens = x.shape[-2] if axes == "BTS" else shape[1]
-    return context.rows(shape[0], tokens)
+    context = context.whole() if axes == "BD" else context
+    try:
+        return context.rows(shape[0], tokens)
+    except EditError as error:
+        raise SiteError(f"the rows of {site.name} cannot be known: {error}") from error
 
 
 def flat_rows(site: Site, x: Tensor, context: ForwardContext) -> tuple[Tensor, Rows]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from actkit.core.context import ForwardContext
 from actkit.core.edit import apply, scale
+from actkit.core.errors import SiteError
 from actkit.core.sight import Sight, adds_up, is_norm, same, watched
 from actkit.core.sites import POINTS, Place, Site, Stack, into, out, stack_sites
 from actkit.core.taps import Tap
@@ -70,7 +71,12 @@ def found_stack(network: nn.Module, blocks: str, number: int) -> Stack:
     """
     proposal = Proposal(Sight(network, blocks, number))
     stack = Stack(blocks, number, places=proposal.places, **proposal.sizes)
-    stack = _with(stack, _firm(network, stack))
+    try:
+        firm = _firm(network, stack)
+    except SiteError:  # the kernel returns something else than what was read beside it gives
+        stack = replace(stack, attention="")
+        firm = _firm(network, stack)
+    stack = _with(stack, firm)
     if stack.attention and not _explicit_form_agrees(network, stack, proposal.after[-1]):
         stack = replace(stack, attention="")
     lacks = {p: f"by structure: {REASONS.get(p, NO_EXPERTS)}" for p in POINTS}

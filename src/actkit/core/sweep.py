@@ -20,6 +20,7 @@ from actkit.core.edit import Edit
 from actkit.core.errors import EditError
 from actkit.core.inputs import Batch
 from actkit.core.progress import track
+from actkit.core.sharing import agrees
 from actkit.core.sites import Site
 from actkit.core.trunk import Trunk, first_token, shares
 
@@ -63,13 +64,71 @@ def sweep(
     most = most_rows(model, base, batch)
     if not variants or most < 1:
         raise EditError(f"a sweep needs a variant and a batch, got {len(variants)} and {batch}")
-    if len(variants) > 1 and shares(model, base):
-        valid = torch.ones_like(base.tokens).bool() if base.valid is None else base.valid
-        found = [_sited(model, v) for v in variants]
-        trunk = Trunk(model, base, positions(valid, at), _worth_recording(base, found))
-        if trunk.whole:
-            return _shared(trunk, found, metric, most, grad)
+    if len(variants) > 1 and shares(model, base) and _may_share(model, base):
+        found = _from_the_middle(model, base, variants, metric, at, most, grad)
+        if found is not None:
+            return found
     return _plain(model, base, variants, metric, at, most, grad)
+
+
+def _from_the_middle(
+    model: "Model", base: Batch, variants: Sequence[Sequence[Edit]], metric: Metric, at: Any,
+    most: int, grad: bool,
+) -> Tensor | None:  # fmt: skip
+    """Run versions that share one run; None if they cannot.
+
+    They can if its cache holds every token, and if it was seen that sharing changes no number.
+    """
+    tokens = torch.as_tensor(base.tokens)
+    valid = torch.ones_like(tokens).bool() if base.valid is None else base.valid
+    sited = [_sited(model, v) for v in variants]
+    trunk = Trunk(model, base, positions(valid, at), _worth_recording(base, sited))
+    planned = [_planned(trunk, i, v) for i, v in enumerate(sited)]
+    resumes = any(v.block is not None for v in planned)
+    if not trunk.whole or (resumes and at is not _TRIED and not _is_proven(model, base)):
+        return None
+    return _shared(trunk, planned, metric, most, grad)
+
+
+def _case(model: "Model", base: Batch) -> tuple[Any, ...]:
+    """Return what may decide whether sharing changes a number."""
+    config = getattr(model.module, "config", None)
+    padded = base.valid is not None and not bool(base.valid.all())
+    return padded, model.module.training, getattr(config, "_attn_implementation", "")
+
+
+def _may_share(model: "Model", base: Batch) -> bool:
+    """Say whether sharing was not yet seen to change a number."""
+    return model.shares.get(_case(model, base), True)
+
+
+def _is_proven(model: "Model", base: Batch) -> bool:
+    """Say whether sharing changes no number in this network; tried once for each kind of batch."""
+    case = _case(model, base)
+    if case not in model.shares:
+        model.shares[case] = agrees(model, case[0], _tried_shared, _tried_alone)
+    return model.shares[case]
+
+
+def _tried_shared(
+    model: "Model", rows: list[list[int]], versions: list[list[Edit]], metric: Metric
+) -> Tensor:
+    found = _from_the_middle(model, model.encode(rows), versions, metric, _TRIED, 99, False)
+    if found is None:
+        raise EditError("the cache does not hold every token")
+    return found
+
+
+def _tried_alone(
+    model: "Model", rows: list[list[int]], versions: list[list[Edit]], metric: Metric
+) -> Tensor:
+    base = model.encode(rows)
+    every = [_plain(model, base, [v], metric, _TRIED, base.num_samples, False) for v in versions]
+    return torch.cat(every)
+
+
+_TRIED = slice(-4, None)
+"""Where the logits of tried versions are compared: before, at and after their edits."""
 
 
 def _sited(model: "Model", edits: Sequence[Edit]) -> Sited:
@@ -79,8 +138,12 @@ def _sited(model: "Model", edits: Sequence[Edit]) -> Sited:
 
 
 def _worth_recording(base: Batch, variants: Sequence[Sited]) -> list[Site]:
-    """Return the sites of which to know what the bare network has; none if that is too much."""
-    sites = {s.name: s for v in variants for e, s in v if e.operation.tokenwise and s.unit_shape}
+    """Return the sites of which to know what the bare network has; none if that is too much.
+
+    Of the logits only some columns are computed, so their rows are not those of the tokens.
+    """
+    known = ((e, s) for v in variants for e, s in v if s.unit_shape and s.name != "logits")
+    sites = {s.name: s for e, s in known if e.operation.tokenwise}
     tokens = 0 if base.tokens is None else base.tokens.numel()
     size = tokens * sum(prod(s.unit_shape or ()) for s in sites.values())
     return list(sites.values()) if size <= MOST_RECORDED else []
@@ -98,21 +161,20 @@ def _plain(
         chunk = variants[start : start + at_once]
         edits = [replace(e, block=_block(i, rows)) for i, v in enumerate(chunk) for e in v]
         run = model.run(repeated(base, len(chunk)), edits=edits, logits=True, grad=grad)
-        logits = run.logits
-        if logits is None:
-            raise EditError("a sweep needs logits; this network returned none")
-        asked = positions(_valid(base, logits, rows), at).to(logits.device).repeat(len(chunk), 1)
+        logits = _by_position(run.logits, at)
+        asked = (
+            positions(_valid(model, base, logits, rows), at).to(logits.device).repeat(len(chunk), 1)
+        )
         value = metric(logits[torch.arange(len(logits), device=logits.device)[:, None], asked])
         results.append(_checked(value, len(logits)).view(len(chunk), rows))
     return torch.cat(results)
 
 
 def _shared(
-    trunk: Trunk, variants: Sequence[Sited], metric: Metric, most: int, grad: bool
+    trunk: Trunk, planned: Sequence[Variant], metric: Metric, most: int, grad: bool
 ) -> Tensor:
     """Run of every version what comes after its first edit."""
     rows = trunk.batch.num_samples
-    planned = [_planned(trunk, i, v) for i, v in enumerate(variants)]
     found: dict[int, Tensor] = {}
     if bare := [v.index for v in planned if v.block is None]:
         found = dict.fromkeys(bare, _checked(metric(trunk.logits), rows))
@@ -132,7 +194,7 @@ def _shared(
         logits = trunk.resume(edits, starts, token, grad, whole_head=whole)
         values = _checked(metric(logits), len(logits)).view(len(group), rows)
         found |= dict(zip([v.index for v in group], values, strict=True))
-    return torch.stack([found[i] for i in range(len(variants))])
+    return torch.stack([found[i] for i in range(len(planned))])
 
 
 def _planned(trunk: Trunk, index: int, edits: Sited) -> Variant:
@@ -231,9 +293,25 @@ def repeated(batch: Batch, times: int) -> Batch:
     )
 
 
-def _valid(base: Batch, logits: Tensor, rows: int) -> Tensor:
+def _by_position(logits: Tensor | None, at: Any) -> Tensor:
+    """Return logits (n, P, vocabulary); a classifier's stand at one position, the last."""
+    if logits is None:
+        raise EditError("a sweep needs logits; this network returned none")
+    if logits.dim() == 2 and at == "last":
+        return logits[:, None]
+    if logits.dim() != 3:
+        raise EditError(
+            f"logits of shape {tuple(logits.shape)} have no positions: leave at='last', got {at!r}"
+        )
+    return logits
+
+
+def _valid(model: "Model", base: Batch, logits: Tensor, rows: int) -> Tensor:
     """Return which of each row's logits are of no padding; a decoder's own are all."""
-    if base.valid is None or base.valid.shape[1] != logits.shape[1]:
+    answers = getattr(getattr(model.module, "config", None), "is_encoder_decoder", False)
+    if answers and isinstance(mask := base.kwargs.get("decoder_attention_mask"), Tensor):
+        return mask.bool()
+    if answers or base.valid is None or base.valid.shape[1] != logits.shape[1]:
         return torch.ones(rows, logits.shape[1], dtype=torch.bool)
     return base.valid
 

@@ -76,7 +76,7 @@ class Tap:
     def _edited(self, x: Tensor, context: ForwardContext) -> Tensor:
         axes = self.site.axes or axes_of(x)
         rows = given = rows_first(x, axes)
-        context.batch = context.batch or len(rows)
+        context = context.whole() if axes == "BD" else context
         if not torch.is_grad_enabled() and any(e.block is not None for e in self.edits):
             rows = rows.clone()  # edits of blocks of rows write into it
         for i, edit in enumerate(self._fitted(rows, axes)):
@@ -112,16 +112,35 @@ class Tap:
         return changed
 
 
-def check_reached(taps: Sequence[Tap]) -> None:
-    """Refuse edits of which no site ever ran; of a pattern's sites one is enough."""
+def check_reached(taps: Sequence[Tap], elsewhere: bool = False) -> None:
+    """Refuse edits of which no site ever ran; of a pattern's sites one is enough.
+
+    Args:
+        taps: Of all passes.
+        elsewhere: Whether passes ran in other threads or tasks.
+
+    Raises:
+        EditError: An edit's site never ran.
+    """
     reached = {id(e) for tap in taps if tap.fired for e in tap.edits}
+    other = ": it ran in another thread, which sees no edits of this one" * elsewhere
     for site in (e.site for tap in taps for e in tap.edits if id(e) not in reached):
-        raise EditError(f"an edit must act, but {site} never ran")
+        raise EditError(f"an edit must act, but {site} never ran{other}")
+
+
+def check_acted(taps: Sequence[Tap]) -> None:
+    """Refuse edits that met nothing at any of the sites that ran."""
+    acted = {id(e) for tap in taps for i, e in enumerate(tap.edits) if i in tap.acted}
+    for tap in taps:
+        for edit in (e for e in tap.edits if tap.fired and id(e) not in acted):
+            raise EditError(
+                f"an edit must act, but the {edit.operation.name} at {tap.site.name} met nothing "
+                f"where {edit.where}"
+            )
 
 
 def check_run(taps: Sequence[Tap]) -> None:
     """Refuse a run in which something that was asked did not happen."""
-    acted = {id(e) for tap in taps for i, e in enumerate(tap.edits) if i in tap.acted}
     for tap in taps:
         name = tap.site.name
         if tap.read is not None and not tap.fired:
@@ -130,9 +149,4 @@ def check_run(taps: Sequence[Tap]) -> None:
             raise SiteError(
                 f"gradients need what was recorded to stay, but the network overwrote {name}: "
                 "record the output of the module before it"
-            )
-        for edit in (e for e in tap.edits if tap.fired and id(e) not in acted):
-            raise EditError(
-                f"an edit in a run must act, but the {edit.operation.name} at {name} met nothing "
-                f"where {edit.where}"
             )

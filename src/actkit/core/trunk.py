@@ -28,6 +28,7 @@ from actkit.core.inputs import Batch
 from actkit.core.layout import rows_first
 from actkit.core.recording import Recording
 from actkit.core.sites import Site
+from actkit.core.told import told_by_run
 
 if TYPE_CHECKING:
     from actkit.core.model import Model
@@ -67,9 +68,8 @@ class Trunk:
         self._blocks = block_paths(model)
         self.num_blocks = len(self._blocks)
         self._columns = torch.unique(self.asked)
-        self.context = ForwardContext()
-        self.context.begin((), self.batch.kwargs)
-        self.context.tell(tokens, self.batch.valid)
+        self.context = ForwardContext(model.module)
+        self.context.begin((), self.batch.kwargs, told_by_run(self.batch))
         self._values: list[Tensor] = []
         self._tuple = False
         self.recorded = self._run_once([site.name for site in record])
@@ -102,9 +102,10 @@ class Trunk:
         length = _tokens(self.batch).shape[1]
         layers = getattr(self._cache, "layers", ())
         keys = [getattr(layer, "keys", None) for layer in layers]
-        return len(keys) == self.num_blocks and all(
+        holds_all = len(keys) == self.num_blocks and all(
             isinstance(k, Tensor) and k.dim() == 4 and k.shape[2] == length for k in keys
         )
+        return holds_all and not any(map(_holds_more, layers))
 
     def resume(
         self,
@@ -194,9 +195,9 @@ class Trunk:
             kwargs["position_ids"] = kwargs["position_ids"][:, token:]
         kwargs |= {"past_key_values": self._past(token, counts), "use_cache": True, **settings}
         kwargs["input_ids"] = _again(tokens[:, token:], copies)
-        valid = self.batch.valid
-        return Batch((), kwargs, kwargs["input_ids"],
-                     None if valid is None else _again(valid[:, token:], copies))  # fmt: skip
+        valid = torch.ones_like(tokens).bool() if self.batch.valid is None else self.batch.valid
+        past, valid = _again(valid[:, :token], copies), _again(valid[:, token:], copies)
+        return Batch((), kwargs, kwargs["input_ids"], valid, past if token else None)
 
     def _past(self, token: int, counts: Sequence[int]) -> Any:
         """Return a cache of the tokens before `token`, in each block of the rows that run there.
@@ -277,6 +278,18 @@ def first_token(edit: Edit, site: Site, x: Tensor, context: ForwardContext) -> i
         changed_T = meant if meant.any() else torch.ones_like(changed_T)
     columns = changed_T.nonzero()
     return int(columns[0]) if len(columns) else None
+
+
+def _holds_more(layer: Any) -> bool:
+    """Say whether a layer's cache holds states beside keys and values, of a whole prompt."""
+    others = [v for k, v in vars(layer).items() if k not in ("keys", "values")]
+    held = [v for v in others if isinstance(v, Tensor | list | tuple | dict)]
+    flat = [
+        x
+        for v in held
+        for x in (v.values() if isinstance(v, dict) else v if isinstance(v, list | tuple) else [v])
+    ]
+    return any(isinstance(x, Tensor) and x.dim() > 0 for x in flat)
 
 
 def _tokens(batch: Batch) -> Tensor:

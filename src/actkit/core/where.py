@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from actkit.core.context import ForwardContext
 from actkit.core.errors import EditError
@@ -66,33 +66,66 @@ class Where:
         every = isinstance(self.tokens, str) and self.tokens == "all"
         return every and all(v is None for v in rest)
 
-    def acts(self, context: ForwardContext) -> bool:
+    def acts(self, context: ForwardContext, num_tokens: int) -> bool:
         """Say whether the edit acts at all in this forward pass."""
-        if self.steps is not None and context.step not in _members(self.steps, context.step + 1):
+        if self.steps is not None and not self._in_steps(context, num_tokens).any():
             return False
-        if isinstance(self.tokens, str):
-            return self.tokens in ("all", "last", "generated" if context.writing else "prompt")
-        return not (_is_mask(self.tokens) and context.writing)
+        if isinstance(self.tokens, str) and self.tokens in ("all", "last"):
+            return True
+        if self.tokens == "generated":
+            return context.num_given(num_tokens) < num_tokens
+        if isinstance(self.tokens, str) or _is_mask(self.tokens):
+            return context.num_given(num_tokens) > 0
+        return True
 
     def token_mask(self, context: ForwardContext, batch: int, num_tokens: int) -> Tensor | None:
         """Return which tokens are meant as (B, T) bool, None for all of them."""
-        if isinstance(self.tokens, str):
-            return context.last(batch, num_tokens) if self.tokens == "last" else None
-        if _is_mask(self.tokens):
-            return self._given_mask(context, batch, num_tokens)
-        return self._at_positions(context, batch, num_tokens)
+        mask_BT = self._of_tokens(context, batch, num_tokens)
+        if self.steps is None:
+            return mask_BT
+        inside_T = self._in_steps(context, num_tokens).to(context.device)
+        if inside_T.all():
+            return mask_BT
+        every = inside_T.expand(batch, -1)
+        return every if mask_BT is None else every & mask_BT
+
+    def _of_tokens(self, context: ForwardContext, batch: int, num_tokens: int) -> Tensor | None:
+        if not isinstance(self.tokens, str):
+            chooser = self._given_mask if _is_mask(self.tokens) else self._at_positions
+            return chooser(context, batch, num_tokens)
+        if self.tokens == "last":
+            return context.last(batch, num_tokens)
+        if self.tokens == "all":
+            return None
+        given = context.num_given(num_tokens)
+        if given in (0, num_tokens):
+            return None
+        is_given_T = torch.arange(num_tokens, device=context.device) < given
+        return (~is_given_T if self.tokens == "generated" else is_given_T).expand(batch, -1)
+
+    def _in_steps(self, context: ForwardContext, num_tokens: int) -> Tensor:
+        """Return which of the (T,) tokens are of the chosen steps."""
+        step_T = context.steps(num_tokens)
+        chosen = _members(() if self.steps is None else self.steps, int(step_T.max()) + 1)
+        return torch.isin(step_T, torch.tensor(chosen, dtype=torch.long))
 
     def _given_mask(self, context: ForwardContext, batch: int, num_tokens: int) -> Tensor:
+        """Return the pass's part of a mask over the prompt; what is written is not meant."""
         mask = torch.as_tensor(self.tokens)
-        if mask.shape != (batch, num_tokens):
+        start, end, width = context.prompt_columns(num_tokens)
+        if mask.shape == (batch, width):
+            mask = mask[:, start:end]
+        if mask.shape != (batch, end - start):
             raise EditError(
-                f"a token mask must have shape ({batch}, {num_tokens}), got {tuple(mask.shape)}"
+                f"a token mask must have shape ({batch}, {width}), got {tuple(mask.shape)}"
             )
-        return mask.to(context.device)
+        return nn.functional.pad(mask.to(context.device), (0, num_tokens - (end - start)))
 
     def _at_positions(self, context: ForwardContext, batch: int, num_tokens: int) -> Tensor:
         position_BT = context.positions(batch, num_tokens)
-        length_B1 = context.prompt_length(batch, num_tokens)[:, None]
+        length_B1 = position_BT.new_zeros(1, 1)
+        if _counts_from_end(self.tokens):
+            length_B1 = context.prompt_length(batch, num_tokens)[:, None]
         if isinstance(self.tokens, slice):
             start, stop, step = self.tokens.start or 0, self.tokens.stop, self.tokens.step or 1
             start_B1 = (length_B1 * (start < 0) + start).clamp_min(0)
@@ -133,6 +166,13 @@ def indices(index: Index, size: int, what: str, device: torch.device) -> Tensor:
     if ((chosen >= size) | (chosen < -size)).any():
         raise EditError(f"{what} must be below {size}, got {chosen.tolist()}")
     return chosen % size
+
+
+def _counts_from_end(index: Any) -> bool:
+    """Say whether negative numbers are among some positions."""
+    if isinstance(index, slice):
+        return min(index.start or 0, index.stop or 0) < 0
+    return bool((torch.as_tensor(index) < 0).any())
 
 
 def _is_mask(index: Any) -> bool:

@@ -1,0 +1,123 @@
+"""What a call of `generate` tells of the prompt, of its rows, and of what will be written.
+
+Shapes: B rows of the prompt, T tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from actkit.core.compat import generation_setting
+from actkit.core.context import Told
+from actkit.core.errors import EditError
+from actkit.core.inputs import Batch
+
+ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+"""Settings under which several tokens are tried at once, and some taken back."""
+
+
+def told_by_run(batch: Batch) -> Told:
+    """Return what is told of one pass over a batch."""
+    return Told(batch.tokens, batch.valid, batch.past, rows=batch.num_samples)
+
+
+def told_by_user(batch: Batch) -> Told:
+    """Return what a user tells of a loop of their own: its prompt, which is fed first."""
+    if batch.tokens is None:
+        raise EditError("a prompt that is told must be token ids, text or a batch with input_ids")
+    return Told(
+        batch.tokens,
+        batch.valid,
+        width=batch.tokens.shape[1],
+        rows=batch.num_samples,
+        pieces=True,
+        turns=True,
+    )
+
+
+def told_by_generate(module: nn.Module, args: tuple[Any, ...], given: Mapping[str, Any]) -> Told:
+    """Return what a call of transformers' `generate` tells.
+
+    Args:
+        module: Whose `generate` is called.
+        args: Positional arguments: the prompt, if any.
+        given: Keyword arguments.
+
+    Raises:
+        EditError: No cache is kept, so that what was written runs again with every token.
+    """
+    if generation_setting(module, given, "use_cache") is False:
+        raise EditError(
+            "edits in generate need use_cache=True: it tells prompt and written tokens apart"
+        )
+    names = ("inputs", "input_ids", "inputs_embeds")
+    prompts = [v for v in (*args[:1], *(given.get(n) for n in names)) if isinstance(v, Tensor)]
+    main = next(iter(prompts), None)
+    if main is None:
+        main = next((v for v in given.values() if isinstance(v, Tensor)), None)
+    if main is None:
+        return Told(reason="generate was called without a prompt")
+    sequences = (generation_setting(module, given, n) or 1 for n in _SEQUENCES)
+    tried = [n for n in ASSISTED if generation_setting(module, given, n)]
+    is_ids = main.dim() == 2 and not main.is_floating_point()
+    ids = main if is_ids else None
+    ids = given["input_ids"] if ids is None and _is_ids(given.get("input_ids")) else ids
+    embeds = given.get("inputs_embeds")
+    width = next((x.shape[1] for x in (embeds, ids) if isinstance(x, Tensor)), None)
+    mask = given.get("attention_mask")
+    fits = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape == (len(main), width)
+    return Told(
+        tokens=ids if embeds is None else None,
+        valid=mask.bool() if fits and isinstance(mask, Tensor) else None,
+        width=width,
+        rows=len(main),
+        each=max(sequences),
+        pieces=generation_setting(module, given, "prefill_chunk_size") is not None,
+        reason=f"with {tried[0]} several tokens are tried at once" if tried else "",
+    )
+
+
+_SEQUENCES = ("num_beams", "num_return_sequences")
+NEW_TOKENS = 40
+"""How many tokens are written at most where nothing tells."""
+
+
+def generation_settings(
+    module: nn.Module, tokenizer: Any, max_new_tokens: int | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the settings of a call of `generate`: the given ones, completed and never overruled.
+
+    Args:
+        module: Whose `generate` is called.
+        tokenizer: What its `stop_strings` are looked up with, and which token pads.
+        max_new_tokens: How many tokens to write at most; None if nothing was asked for.
+        given: What else was asked for.
+    """
+    settings = dict(given)
+    config = settings.get("generation_config")
+
+    def asked(name: str) -> Any:
+        return settings.get(name, getattr(config, name, None))
+
+    if max_new_tokens is not None:
+        settings["max_new_tokens"] = max_new_tokens
+    elif all(asked(name) is None for name in ("max_new_tokens", "max_length", "max_time")):
+        settings["max_new_tokens"] = NEW_TOKENS
+    if config is None:
+        settings.setdefault("do_sample", False)
+    if asked("pad_token_id") is None:
+        found = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+        settings["pad_token_id"] = next((int(i) for i in found if i is not None), 0)
+    if generation_setting(module, settings, "stop_strings") is not None:
+        settings.setdefault("tokenizer", tokenizer)
+    return settings
+
+
+def keeps_several_beams(module: nn.Module, given: Mapping[str, Any]) -> bool:
+    """Say whether a call of `generate` reorders its rows with every token."""
+    return (generation_setting(module, given, "num_beams") or 1) > 1
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point()
