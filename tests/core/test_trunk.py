@@ -123,7 +123,7 @@ def test_networks_without_keys_run_whole_versions(name: str) -> None:
 def test_only_what_an_edit_reaches_is_computed(name: str) -> None:
     m = opened(name)
     paths, sizes = block_paths(m), []
-    m.sweep(EVEN, [[], []], total)  # sharing is proven
+    m.sweep(EVEN, [[], [ak.scale("resid_pre.1", 0.5)]], total)  # sharing is proven
     assert len(paths) == BLOCKS
     hooks = [
         m.module.get_submodule(path).register_forward_pre_hook(
