@@ -1,0 +1,55 @@
+"""What differs between versions of torch and transformers, asked of the libraries themselves.
+
+Every answer comes from what is installed: a signature, a field. Version numbers are compared
+nowhere, and no other file guesses a name that a library has changed.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+CACHE_NAMES = ("cache", "past_key_values", "cache_params", "layer_past")
+"""Names of the argument, and of the output, that holds the cache of earlier tokens.
+
+The first is transformers' from 5.24 on; before, it was the second for keys and values, the third
+for the states of recurrent networks and the fourth inside some blocks. Networks whose code comes
+with their checkpoint keep the older ones.
+"""
+
+
+def cache_argument(called: nn.Module | Callable[..., Any]) -> str | None:
+    """Return the name by which a module or function takes a cache, None if it takes none.
+
+    Args:
+        called: A network, one of its modules, or a function.
+
+    Example:
+        >>> def forward(input_ids, past_key_values=None): ...
+        >>> cache_argument(forward)
+        'past_key_values'
+        >>> cache_argument(nn.Linear(3, 2)) is None
+        True
+    """
+    forward = called.forward if isinstance(called, nn.Module) else called
+    parameters = inspect.signature(forward).parameters
+    return next((name for name in CACHE_NAMES if name in parameters), None)
+
+
+def output_cache(output: Any) -> Any:
+    """Return the cache among what a network returned, None if there is none.
+
+    Args:
+        output: Of a network's call; a plain tuple does not say which of its parts is a cache.
+
+    Example:
+        >>> output_cache({"logits": 1, "past_key_values": 2})
+        2
+        >>> output_cache((1, 2)) is None
+        True
+    """
+    held = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+    # not `name in held`: transformers answers for a deprecated name too, and warns
+    names = set(held.keys())
+    return next((held[name] for name in CACHE_NAMES if name in names), None)
