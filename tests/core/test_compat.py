@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
 
-from actkit.core.compat import cache_argument, output_cache
+from actkit.core.compat import cache_argument, cache_keywords, output_cache
+from actkit.core.errors import InputError
 from tests.core import tiny
 
 
@@ -25,9 +26,7 @@ def test_a_decoder_goes_on_from_its_cache(build: Callable[[], Any]) -> None:
     net, ids = build(), torch.arange(1, 15).view(2, 7)
     whole = net(ids).logits
     first = net(ids[:, :6], use_cache=True)
-    name = cache_argument(net)
-    assert name is not None
-    rest = net(ids[:, 6:], use_cache=True, **{name: output_cache(first)}).logits
+    rest = net(ids[:, 6:], use_cache=True, **cache_keywords(net, output_cache(first))).logits
     torch.testing.assert_close(rest[:, -1], whole[:, -1])
     alone = net(ids[:, 6:]).logits
     assert (alone[:, -1] - whole[:, -1]).abs().max() > 0.01
@@ -48,9 +47,27 @@ def test_an_encoder_decoder_goes_on_from_its_cache() -> None:
     ids, written = torch.arange(1, 11).view(2, 5), torch.arange(20, 28).view(2, 4)
     whole = net(input_ids=ids, decoder_input_ids=written).logits
     first = net(input_ids=ids, decoder_input_ids=written[:, :3], use_cache=True)
-    given: dict[str, Any] = {str(cache_argument(net)): output_cache(first)}
-    rest = net(input_ids=ids, decoder_input_ids=written[:, 3:], **given).logits
+    past = cache_keywords(net, output_cache(first))
+    rest = net(input_ids=ids, decoder_input_ids=written[:, 3:], **past).logits
     torch.testing.assert_close(rest[:, -1], whole[:, -1])
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft
+def test_a_wrapper_takes_what_the_network_inside_it_takes() -> None:
+    peft = pytest.importorskip("peft")
+    net, ids = tiny.llama(), torch.arange(1, 15).view(2, 7)
+    wrapped = peft.get_peft_model(net, peft.LoraConfig(target_modules=["q_proj"]))
+    assert cache_argument(wrapped) == cache_argument(net) is not None
+    assert cache_argument(nn.DataParallel(net)) == cache_argument(net)
+    past = cache_keywords(wrapped, output_cache(wrapped(ids[:, :4], use_cache=True)))
+    rest = wrapped(ids[:, 4:], **past).logits
+    torch.testing.assert_close(rest[:, -1], net(ids).logits[:, -1])
+
+
+def test_a_cache_for_what_takes_none_is_refused() -> None:
+    with pytest.raises(InputError, match="needs a network that takes one, Linear names none"):
+        cache_keywords(nn.Linear(3, 2), object())
+    assert cache_keywords(nn.Linear(3, 2), None) == {}
 
 
 def test_what_takes_or_returns_no_cache_has_none() -> None:
