@@ -88,3 +88,21 @@ def output_cache(output: Any) -> Any:
     # not `name in held`: transformers answers for a deprecated name too, and warns
     names = set(held.keys())
     return next((held[name] for name in CACHE_NAMES if name in names), None)
+
+
+def kernel_reads(kernel: Callable[..., Any], setting: str) -> bool:
+    """Say whether an attention kernel reads a setting that modules hand to every kernel.
+
+    Kernels swallow what they do not name. So `sdpa` leaves out a softcap, and some versions of
+    transformers choose it for networks that have one.
+
+    Args:
+        kernel: As transformers' registry of attention functions holds it.
+        setting: "softcap", "position_bias", ...
+
+    Example:
+        >>> def sdpa(module, query, key, value, mask, scaling=None, **others): ...
+        >>> kernel_reads(sdpa, "scaling"), kernel_reads(sdpa, "softcap")
+        (True, False)
+    """
+    return setting in inspect.signature(kernel).parameters
