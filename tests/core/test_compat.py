@@ -52,7 +52,7 @@ def test_an_encoder_decoder_goes_on_from_its_cache() -> None:
     torch.testing.assert_close(rest[:, -1], whole[:, -1])
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # by peft
 def test_a_wrapper_takes_what_the_network_inside_it_takes() -> None:
     peft = pytest.importorskip("peft")
     net, ids = tiny.llama(), torch.arange(1, 15).view(2, 7)
