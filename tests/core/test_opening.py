@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor, nn
 
 from actkit.core import bundled
@@ -106,10 +107,9 @@ def photos() -> tuple[Tensor, list[int]]:
     spec = bundled._package("foolbox")
     if spec is None:
         pytest.skip("foolbox carries the photos: pip install --no-deps foolbox==3.3.4")
-    image = pytest.importorskip("PIL.Image", reason="Pillow reads them")
     paths = sorted((spec / "data").glob("imagenet_*.jpg"))
-    images = [image.open(path).convert("RGB").resize((224, 224)) for path in paths]
-    pixels_BHWC = torch.from_numpy(np.stack([np.asarray(photo) for photo in images])).float()
+    images = [Image.open(path).convert("RGB").resize((224, 224)) for path in paths]
+    pixels_BHWC = torch.from_numpy(np.stack([np.asarray(image) for image in images])).float()
     return ((pixels_BHWC - 127) / 128).permute(0, 3, 1, 2), [
         int(path.stem.split("_")[-1]) for path in paths
     ]
