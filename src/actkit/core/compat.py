@@ -6,6 +6,7 @@ nowhere, and no other file guesses a name that a library has changed.
 
 import inspect
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -106,3 +107,28 @@ def kernel_reads(kernel: Callable[..., Any], setting: str) -> bool:
         (True, False)
     """
     return setting in inspect.signature(kernel).parameters
+
+
+def declares(file: str, name: str) -> bool:
+    """Say whether a file of the installed transformers declares a class.
+
+    Args:
+        file: Below `transformers.models`, such as "dinov2.modeling_dinov2".
+        name: Of the class.
+    """
+    return hasattr(import_module(f"transformers.models.{file}"), name)
+
+
+def body_name(network: Any) -> str:
+    """Return the name of the child that is the network without its head, "" if there is none.
+
+    `base_model_prefix` says so, but older CLIP towers with a projection give the whole CLIP's;
+    then it is the only child that is a network of the same kind of configuration.
+    """
+    prefix = getattr(network, "base_model_prefix", "")
+    if prefix and hasattr(network, prefix):
+        return str(prefix)
+    own = type(getattr(network, "config", None))
+    networks = [(n, c) for n, c in network.named_children() if hasattr(c, "base_model_prefix")]
+    alike = [name for name, child in networks if type(child.config) is own]
+    return alike[0] if len(alike) == 1 else ""
