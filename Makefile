@@ -1,7 +1,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test check evidence bench leaderboard docs browser clean
+.PHONY: help run test versions check evidence bench leaderboard docs browser clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,6 +21,9 @@ run: $(INSTALLED) ## install, then scan the bundled SmolLM2: report/index.html
 
 test: $(INSTALLED) ## install what is missing and run every test; TESTS=tests/read for a part
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(TESTS)
+
+versions: ## core, store and contract tests on other versions: VERSIONS="lowest pinned newest"
+	JOBS=$(JOBS) .ci/versions $(or $(VERSIONS),lowest pinned newest)
 
 check: $(INSTALLED) ## format, lint and types
 	$(BIN)/ruff format --check .

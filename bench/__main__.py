@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bench import instrument, on_ray, peers, reading, steering, store, tracing
+from bench import instrument, on_ray, peers, reading, steering, store, tracing, versions
 from bench._measure import Row
 
 PARTS = {
@@ -22,6 +22,7 @@ PARTS = {
     "store": store,
     "on_ray": on_ray,
     "peers": peers,
+    "versions": versions,
 }
 HEAD = """| what | median | lowest | highest | bound | holds | limit | detail |
 |---|---|---|---|---|---|---|---|

@@ -1,5 +1,6 @@
 """What every test may use."""
 
+import logging
 import os
 
 import pytest
@@ -8,6 +9,18 @@ from actkit.core.model import Model
 
 pytest_plugins = ["tests._evidence"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network is no test
+
+
+class LoggedDeprecations(logging.Handler):
+    """Raises what transformers writes to its log, where no filter of warnings sees it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "deprecat" in message.lower():
+            raise DeprecationWarning(message)
+
+
+logging.getLogger("transformers").addHandler(LoggedDeprecations())
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import actkit as ak
+from actkit.core.compat import cache_keywords, output_cache
 from actkit.core.edit import Edit
 from actkit.core.errors import EditError, InputError
 from actkit.core.model import Model
@@ -273,8 +274,8 @@ def test_the_users_own_loop_with_a_cache(m: Model) -> None:
     with m.edited([ak.add(SITE, VECTOR, where=ak.Where("generated"))]), torch.no_grad():
         for _ in range(NEW):
             step = ids_BT if out is None else ids_BT[:, -1:]
-            past = None if out is None else out.past_key_values
-            out = network(m)(step, past_key_values=past, use_cache=True)
+            past = cache_keywords(network(m), output_cache(out))
+            out = network(m)(step, use_cache=True, **past)
             ids_BT = torch.cat([ids_BT, out.logits[:, -1:].argmax(-1)], 1)
     want, _ = naive(
         m, tiny.PROMPTS[0], lambda p, n: masked(lambda w: ak.add(SITE, VECTOR, where=w), p >= n)

@@ -1,5 +1,6 @@
 """Decoders that no table speaks for: what structure finds is right, and the rest is refused."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,13 @@ HEADS = {"q", "k", "v"}
 GATE = {"mlp_gate"}
 EXPERTS = {"router_logits", "router_weights", "expert_hidden"}
 INSIDE = {"mlp_pre", "mlp_hidden", *GATE}
+
+
+def scores_apart(kind: Any) -> set[str]:
+    """Return SCORES if this class computes attention without the registry: GPT-J until 5.23."""
+    asks_registry = hasattr(sys.modules[kind.__module__], "eager_attention_forward")
+    return set() if asks_registry else SCORES
+
 
 UNKNOWN: dict[str, tuple[Any, Any, dict[str, Any], set[str]]] = {
     "stablelm": (tf.StableLmForCausalLM, tf.StableLmConfig, GATED, set()),
@@ -66,7 +74,7 @@ UNKNOWN: dict[str, tuple[Any, Any, dict[str, Any], set[str]]] = {
         tf.GPTJForCausalLM,
         tf.GPTJConfig,
         {**NARROW, "rotary_dim": 4},
-        {"resid_mid", *SCORES, *GATE},
+        {"resid_mid", *scores_apart(tf.GPTJForCausalLM), *GATE},
     ),
     "bloom": (
         tf.BloomForCausalLM,

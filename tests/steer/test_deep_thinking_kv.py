@@ -9,6 +9,7 @@ import transformers as tf
 from torch import Tensor
 
 import actkit as ak
+from actkit.core.compat import cache_keywords, output_cache
 from actkit.core.errors import InputError, NotFittedError
 from actkit.core.model import Model
 from actkit.steer.deep_thinking_kv import DeepThinkingKV
@@ -22,7 +23,7 @@ QUERIES = ["w12 w2", "w55 w71 w4 w33 w8", "w3"]
 def ordinary_cache(model: Model, text: str) -> list[Tensor]:
     """Return keys and values as the network itself caches them."""
     with torch.no_grad():
-        cache = model.module(**model.encode(text).kwargs, use_cache=True).past_key_values
+        cache = output_cache(model.module(**model.encode(text).kwargs, use_cache=True))
     return [x for layer in cache.layers for x in (layer.keys, layer.values)]
 
 
@@ -47,10 +48,11 @@ def by_hand(model: Model, ids: Tensor, steps: int, first: int) -> list[Tensor]:
                 input_ids=ids,
                 position_ids=torch.arange(start, start + length)[None],
                 attention_mask=torch.ones(1, length * (2 if step else 1)),
-                past_key_values=past,
                 use_cache=True,
-            ).past_key_values
-        new = [x[:, :, -length:] for n in out.layers for x in (n.keys, n.values)]
+                **cache_keywords(net, past),
+            )
+        layers = output_cache(out).layers
+        new = [x[:, :, -length:] for n in layers for x in (n.keys, n.values)]
         if not memory:
             memory = new
             continue

@@ -6,21 +6,27 @@ nowhere, and no other file guesses a name that a library has changed.
 
 import inspect
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 from torch import nn
+
+from actkit.core.errors import InputError
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params", "layer_past")
 """Names of the argument, and of the output, that holds the cache of earlier tokens.
 
 The first is transformers' from 5.24 on; before, it was the second for keys and values, the third
 for the states of recurrent networks and the fourth inside some blocks. Networks whose code comes
-with their checkpoint keep the older ones.
+with their checkpoint keep the older ones, and so may a caller: the newer transformers renames them
+after hooks have seen them.
 """
 
 
 def cache_argument(called: nn.Module | Callable[..., Any]) -> str | None:
     """Return the name by which a module or function takes a cache, None if it takes none.
+
+    A wrapper that passes keywords on, such as PEFT's, takes what the module inside it takes.
 
     Args:
         called: A network, one of its modules, or a function.
@@ -32,9 +38,39 @@ def cache_argument(called: nn.Module | Callable[..., Any]) -> str | None:
         >>> cache_argument(nn.Linear(3, 2)) is None
         True
     """
-    forward = called.forward if isinstance(called, nn.Module) else called
-    parameters = inspect.signature(forward).parameters
-    return next((name for name in CACHE_NAMES if name in parameters), None)
+    inner = called.modules() if isinstance(called, nn.Module) else [called]
+    for each in inner:
+        forward = each.forward if isinstance(each, nn.Module) else each
+        parameters = inspect.signature(forward).parameters
+        named = next((name for name in CACHE_NAMES if name in parameters), None)
+        passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if named is not None or not passes_on:
+            return named
+    return None
+
+
+def cache_keywords(called: nn.Module | Callable[..., Any], cache: Any) -> dict[str, Any]:
+    """Return the keywords that hand a cache on: one, under the name that it is taken by.
+
+    Args:
+        called: A network, one of its modules, or a function.
+        cache: The cache; None to hand on none, which needs no keyword.
+
+    Raises:
+        InputError: It takes no cache.
+
+    Example:
+        >>> def forward(input_ids, past_key_values=None): ...
+        >>> cache_keywords(forward, "a cache"), cache_keywords(forward, None)
+        ({'past_key_values': 'a cache'}, {})
+    """
+    if cache is None:
+        return {}
+    name = cache_argument(called)
+    if name is None:
+        kind = type(called).__name__
+        raise InputError(f"a cache needs a network that takes one, {kind} names none in forward")
+    return {name: cache}
 
 
 def output_cache(output: Any) -> Any:
@@ -53,6 +89,49 @@ def output_cache(output: Any) -> Any:
     # not `name in held`: transformers answers for a deprecated name too, and warns
     names = set(held.keys())
     return next((held[name] for name in CACHE_NAMES if name in names), None)
+
+
+def kernel_reads(kernel: Callable[..., Any], setting: str) -> bool:
+    """Say whether an attention kernel reads a setting that modules hand to every kernel.
+
+    Kernels swallow what they do not name. So `sdpa` leaves out a softcap, and some versions of
+    transformers choose it for networks that have one.
+
+    Args:
+        kernel: As transformers' registry of attention functions holds it.
+        setting: "softcap", "position_bias", ...
+
+    Example:
+        >>> def sdpa(module, query, key, value, mask, scaling=None, **others): ...
+        >>> kernel_reads(sdpa, "scaling"), kernel_reads(sdpa, "softcap")
+        (True, False)
+    """
+    return setting in inspect.signature(kernel).parameters
+
+
+def declares(file: str, name: str) -> bool:
+    """Say whether a file of the installed transformers declares a class.
+
+    Args:
+        file: Below `transformers.models`, such as "dinov2.modeling_dinov2".
+        name: Of the class.
+    """
+    return hasattr(import_module(f"transformers.models.{file}"), name)
+
+
+def body_name(network: Any) -> str:
+    """Return the name of the child that is the network without its head, "" if there is none.
+
+    `base_model_prefix` says so, but older CLIP towers with a projection give the whole CLIP's;
+    then it is the only child that is a network of the same kind of configuration.
+    """
+    prefix = getattr(network, "base_model_prefix", "")
+    if prefix and hasattr(network, prefix):
+        return str(prefix)
+    own = type(getattr(network, "config", None))
+    networks = [(n, c) for n, c in network.named_children() if hasattr(c, "base_model_prefix")]
+    alike = [name for name, child in networks if type(child.config) is own]
+    return alike[0] if len(alike) == 1 else ""
 
 
 def is_output_capture(hook: Callable[..., Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from actkit.core.architectures import tables
+from actkit.core.compat import body_name
 from actkit.core.sites import Site, Stack, stack_sites
 from actkit.core.structure import found_stack
 
@@ -46,6 +47,9 @@ def find(module: nn.Module) -> Network:
     if table is None:
         return _by_structure(inner, f"{path}." if path else "")
     stacks = [s for s in table(config) if _present(module, f"{base}{s.root}".rstrip("."), s)]
+    if not stacks and (body := body_name(inner)):
+        base = f"{path}.{body}.".lstrip(".")
+        stacks = [s for s in table(config) if _present(module, f"{base}{s.root}".rstrip("."), s)]
     if not stacks:
         return Network()
     has_head = _has_head(inner)

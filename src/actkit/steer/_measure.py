@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from actkit import data
+from actkit.core.compat import cache_keywords, output_cache
 from actkit.core.edit import Edit
 from actkit.core.errors import InputError
 from actkit.core.inputs import Batch
@@ -156,10 +157,9 @@ def forced_loss(model: Model, ids_BT: Tensor, edits: Sequence[Edit] = ()) -> flo
     losses, cache = [], None
     with model.edited(edits):
         for step in range(ids_BT.shape[1] - 1):
-            out = model.module(
-                input_ids=ids_BT[:, step : step + 1], past_key_values=cache, use_cache=True
-            )
-            cache = out.past_key_values
+            past = cache_keywords(model.module, cache)
+            out = model.module(input_ids=ids_BT[:, step : step + 1], use_cache=True, **past)
+            cache = output_cache(out)
             losses.append(_losses(out.logits[:, -1], ids_BT[:, step + 1]))
     return float(torch.cat(losses).mean())
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from actkit.catalog import method
+from actkit.core.compat import cache_keywords, output_cache
 from actkit.core.errors import InputError, NotFittedError
 from actkit.core.model import Model
 from actkit.core.progress import track
@@ -167,7 +168,7 @@ class DeepThinkingKV:
         first = start if self.positions == "after" else 0
         places_1L = torch.arange(first, first + length, device=tokens_1L.device)[None]
         inputs = _inputs(model, tokens_1L, mask_1P, places_1L, past)
-        cache = getattr(model.run(inputs).output, "past_key_values", None)
+        cache = output_cache(model.run(inputs).output)
         layers = getattr(cache, "layers", ())
         held: list[Any] = [getattr(n, name, None) for n in layers for name in ("keys", "values")]
         sizes = [tuple(x.shape) if isinstance(x, Tensor) else () for x in held]
@@ -185,6 +186,6 @@ def _inputs(
     model: Model, ids_BT: Tensor, mask_BP: Tensor, places_BT: Tensor, past: Any
 ) -> dict[str, Any]:
     """Return the arguments of a pass that goes on from a past; positions where they are heard."""
-    given = {"input_ids": ids_BT, "attention_mask": mask_BP, "past_key_values": past}
+    given = {"input_ids": ids_BT, "attention_mask": mask_BP, **cache_keywords(model.module, past)}
     heard = "position_ids" in inspect.signature(model.module.forward).parameters
     return {**given, "use_cache": True} | ({"position_ids": places_BT} if heard else {})

@@ -71,7 +71,13 @@ NETWORKS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "gemma2": (
         tf.Gemma2ForCausalLM,
         tf.Gemma2Config,
-        {**WIDE, **CAPS, "query_pre_attn_scalar": 7, "sliding_window": 4},
+        {
+            **WIDE,
+            **CAPS,
+            "query_pre_attn_scalar": 7,
+            "sliding_window": 4,
+            "attn_implementation": "eager",  # sdpa leaves the caps out, and older versions let it
+        },
     ),
     "gemma3": (tf.Gemma3ForCausalLM, tf.Gemma3TextConfig, {**WIDE, "sliding_window": 4}),
     "phi3": (tf.Phi3ForCausalLM, tf.Phi3Config, GATED),

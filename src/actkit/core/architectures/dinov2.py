@@ -7,6 +7,7 @@ read after the layer scale, where they are added to the stream.
 from typing import Any
 
 from actkit.core.architectures._reasons import CLASSES
+from actkit.core.compat import declares
 from actkit.core.sites import Place, Stack, into, out
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
@@ -18,6 +19,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
     hidden = int(config.hidden_size * config.mlp_ratio)
     if config.use_swiglu_ffn:
         hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+    maps = _maps(config)
     return (
         Stack(
             blocks="encoder.layer.{}",
@@ -27,20 +29,18 @@ def stacks(config: Any) -> tuple[Stack, ...]:
             kv_heads=heads,
             head_width=config.hidden_size // heads,
             hidden=hidden,
-            attention="attention",
+            attention=maps.pop("attention"),
             alias="vision",
             places={
                 "embeddings": out("embeddings.patch_embeddings"),
                 "resid_pre": into(""),
                 "attn_in": into("attention"),
-                "q": out("attention.q_proj", heads=heads),
-                "k": out("attention.k_proj", heads=heads),
-                "v": out("attention.v_proj", heads=heads),
-                "z": into("attention.o_proj", heads=heads),
+                **{point: out(maps[point], heads=heads) for point in "qkv"},
+                "z": into(maps["z"], heads=heads),
                 "attn_out": Place("drop_path", "out", call=0),
                 "resid_mid": into("norm2", shared=True),
                 "mlp_in": into("mlp"),
-                **_mlp(config),
+                **_mlp(config, hidden),
                 "mlp_out": Place("drop_path", "out", call=1),
                 "resid_post": out(""),
                 "final_norm": out("layernorm"),
@@ -50,9 +50,32 @@ def stacks(config: Any) -> tuple[Stack, ...]:
     )
 
 
-def _mlp(config: Any) -> dict[str, Place]:
+def _older(config: Any) -> bool:
+    """Say whether the installed transformers still nests the attention in one of its own."""
+    kind = "Dinov2" if config.model_type == "dinov2" else "Dinov2WithRegisters"
+    return declares(f"{config.model_type}.modeling_{config.model_type}", f"{kind}SelfAttention")
+
+
+def _maps(config: Any) -> dict[str, str]:
+    """Return where the attention and its four maps are."""
+    if not _older(config):
+        paths = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "z": "o_proj"}
+        return {"attention": "attention", **{p: f"attention.{x}" for p, x in paths.items()}}
+    inner = "attention.attention"
+    paths = {"q": "query", "k": "key", "v": "value"}
+    maps = {p: f"{inner}.{x}" for p, x in paths.items()}
+    return {"attention": inner, **maps, "z": "attention.output.dense"}
+
+
+def _mlp(config: Any, hidden: int) -> dict[str, Place]:
     if not config.use_swiglu_ffn:
         return {"mlp_pre": out("mlp.fc1"), "mlp_hidden": into("mlp.fc2")}
+    if _older(config):
+        return {
+            "mlp_gate": out("mlp.weights_in", span=(0, hidden)),
+            "mlp_pre": out("mlp.weights_in", span=(hidden, 2 * hidden)),
+            "mlp_hidden": into("mlp.weights_out"),
+        }
     return {
         "mlp_pre": out("mlp.up_proj"),
         "mlp_gate": out("mlp.gate_proj"),
