@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from actkit.core.compat import kernel_reads
 from actkit.core.doors import Close, Guest, door
 from actkit.core.errors import SiteError
 
@@ -145,7 +146,9 @@ def _attend(
     sockets = [s for s in tuple(switch.sockets) if s.is_here]
     if not sockets:
         return kernel(module, query, key, value, attention_mask, **settings)
-    scores_BHTS = given = attention_scores(module, query, key, attention_mask, settings)
+    unread = [k for k in ("softcap", "position_bias") if not kernel_reads(kernel, k)]
+    read = {k: v for k, v in settings.items() if k not in unread}
+    scores_BHTS = given = attention_scores(module, query, key, attention_mask, read)
     probs_BHTS = bare_BHTS = attention_probs(scores_BHTS, settings.get("s_aux")).to(query.dtype)
     call = partial(kernel, module, query, key, value, attention_mask, **settings)
     case = _case(switch, probs_BHTS, attention_mask)

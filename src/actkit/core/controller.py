@@ -13,11 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from actkit.core.caches import is_cache
 from actkit.core.context import ForwardContext
 from actkit.core.errors import EditError
 from actkit.core.operations import Operation, strength
-
-_CACHES = ("past_key_values", "cache_params")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +95,11 @@ class Controller(Dosed):
 
     def at(self, context: ForwardContext) -> Callable[[Tensor], Tensor]:
         """Return the operation as it acts in one pass."""
+        if context.again:
+            raise EditError(
+                f"a controller needs a cache: without one all tokens run again in every pass, got "
+                f"{type(self).__name__}"
+            )
         memory = context.memory.setdefault(self.key, {})
         return partial(self.act, memory=memory, context=context)
 
@@ -132,7 +136,7 @@ class Beside:
             name: Of the run: each has its own cache, which grows with every step.
         """
         args, kwargs = self._given
-        slot = next((k for k in _CACHES if kwargs.get(k) is not None), None)
+        slot = next((k for k, v in kwargs.items() if is_cache(v)), None)
         if slot is not None:
             if name not in self._caches:
                 self._caches[name] = copy.deepcopy(kwargs[slot])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from actkit.core.addresses import Addresses
 from actkit.core.caches import caches_among
-from actkit.core.compat import cache_argument, generation_setting
+from actkit.core.compat import cache_keywords, generation_setting
 from actkit.core.context import ForwardContext
 from actkit.core.edit import Edit
 from actkit.core.engines import Ray, run_shares
@@ -158,7 +158,7 @@ class Model:
         settings = generation_settings(module, self.tokenizer, max_new_tokens, settings)
         self._check_room(batch, settings)
         if cache is not None:
-            settings[cache_argument(module) or "past_key_values"] = cache
+            settings |= cache_keywords(module, cache)
         kwargs = {k: v for k, v in batch.kwargs.items() if k != "position_ids"}
         with torch.no_grad(), self.edited(edits):
             written = module.generate(**kwargs, **settings)

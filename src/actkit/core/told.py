@@ -3,6 +3,7 @@
 Shapes: B rows of the prompt, T tokens.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,6 +112,11 @@ def generation_settings(
         settings["pad_token_id"] = next((int(i) for i in found if i is not None), 0)
     if generation_setting(module, settings, "stop_strings") is not None:
         settings.setdefault("tokenizer", tokenizer)
+    if config is not None:  # transformers takes a config or single settings, not both
+        own = {k: v for k, v in settings.items() if hasattr(config, k)}
+        settings = {k: v for k, v in settings.items() if k not in own}
+        settings["generation_config"] = copy.deepcopy(config)
+        settings["generation_config"].update(**own)
     return settings
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from actkit.core.blocks import Skip, block_paths, first_rows, hidden
+from actkit.core.compat import cache_argument, cache_keywords, output_cache
 from actkit.core.context import ForwardContext
 from actkit.core.edit import Edit
 from actkit.core.errors import EditError
@@ -73,7 +74,7 @@ class Trunk:
         self._values: list[Tensor] = []
         self._tuple = False
         self.recorded = self._run_once([site.name for site in record])
-        self._cache: Any = getattr(self.recorded.output, "past_key_values", None)
+        self._cache: Any = output_cache(self.recorded.output)
         self.logits = self._picked(torch.as_tensor(self.recorded.logits), 0, 1)
 
     def _run_once(self, record: Sequence[str]) -> Recording:
@@ -193,7 +194,8 @@ class Trunk:
         kwargs = {k: _again(v, copies) for k, v in kwargs.items()}
         if "position_ids" in kwargs:
             kwargs["position_ids"] = kwargs["position_ids"][:, token:]
-        kwargs |= {"past_key_values": self._past(token, counts), "use_cache": True, **settings}
+        kwargs |= cache_keywords(self._model.module, self._past(token, counts))
+        kwargs |= {"use_cache": True, **settings}
         kwargs["input_ids"] = _again(tokens[:, token:], copies)
         valid = torch.ones_like(tokens).bool() if self.batch.valid is None else self.batch.valid
         past, valid = _again(valid[:, :token], copies), _again(valid[:, token:], copies)
@@ -248,7 +250,8 @@ class Trunk:
 def shares(model: "Model", batch: Batch) -> bool:
     """Say whether runs of a network can start in the middle: a decoder that keeps a cache."""
     parameters = inspect.signature(model.module.forward).parameters
-    known = {"past_key_values", "use_cache", "input_ids"} <= parameters.keys()
+    known = {"use_cache", "input_ids"} <= parameters.keys()
+    known = known and cache_argument(model.module) is not None
     given = set(batch.kwargs) <= {"input_ids", "attention_mask", "position_ids"} and not batch.args
     return known and given and bool(block_paths(model))
 
