@@ -152,6 +152,9 @@ class Site:
         shape: Axes of the tensor, for example ("batch", "token", 576); None if only a run tells.
         where: The module's path and side; for what is computed beside a module, its path.
         refused: Why this network lacks the site; "" if it has it.
+        point: Its kind of place, "resid_post"; "" for a module path.
+        layer: Its block; None where a stack has the point once, and for a module path.
+        head: Its one head, None for all of them.
     """
 
     name: str
@@ -161,6 +164,17 @@ class Site:
     place: Place = field(default=Place("", "out"), repr=False)
     stack: Stack | None = field(default=None, repr=False)
     head: int | None = None
+    point: str = ""
+    layer: int | None = None
+
+    @property
+    def canonical(self) -> str:
+        """Return actkit's own name of the site, whatever alias it was asked for by."""
+        if not self.point:
+            return self.name
+        stack = self.stack.name if self.stack is not None else ""
+        parts = (stack, self.point, self.layer, self.head)
+        return ".".join(str(part) for part in parts if part not in ("", None))
 
     @property
     def axes(self) -> str:
@@ -200,7 +214,8 @@ def stack_sites(stack: Stack, base: str) -> list[Site]:
 def _site(stack: Stack, name: str, point: str, module: str, block: int | None) -> Site:
     place = _attention_place(stack, point) or stack.places.get(point)
     if place is None or point in stack.lacks:
-        return Site(name, refused=stack.lacks.get(point, _reason(stack, point)), stack=stack)
+        reason = stack.lacks.get(point, _reason(stack, point))
+        return Site(name, refused=reason, stack=stack, point=point, layer=block)
     if point == "logits":
         module = ""
     path = ".".join(filter(None, (module, place.path)))
@@ -209,7 +224,7 @@ def _site(stack: Stack, name: str, point: str, module: str, block: int | None) -
     if place.side in ("scores", "probs"):
         shape = ("batch", stack.heads, "token", "key")
     place = replace(place, path=path, call=call)
-    return Site(name, shape, _address(place), "", place, stack)
+    return Site(name, shape, _address(place), "", place, stack, point=point, layer=block)
 
 
 def _address(place: Place) -> str:
