@@ -24,6 +24,7 @@ from actkit.core.operations import (
     Scale,
     Set,
     Swap,
+    working_dtype,
 )
 from actkit.core.recording import Recording
 from actkit.core.where import Where, indices
@@ -65,7 +66,7 @@ class Edit:
                 return x.slice_scatter(new, 0, start, stop)
             x[self.block] = new
             return x.view_as(x)
-        run = self.operation.at(context)
+        run = self.operation.acting(context)
         if self.where.everywhere:
             return run(x)
         if not self.where.acts(context):
@@ -170,7 +171,7 @@ def project_out(site: str, directions: Tensor, where: Where | None = None) -> Ed
     directions_JD = directions_JD[None] if directions_JD.dim() == 1 else directions_JD
     if (norms := directions_JD.norm(dim=-1)).eq(0).any():
         raise EditError(f"directions at {site} must not be zero, got lengths {norms.tolist()}")
-    basis_JD = _orthonormal(directions_JD.double()).to(directions_JD.dtype)
+    basis_JD = _orthonormal(directions_JD.double()).to(working_dtype(directions_JD.dtype))
     return Edit(site, ProjectOut(basis_JD), where or Where())
 
 
@@ -186,6 +187,7 @@ def clamp(
         raise EditError(f"a clamp at {site} needs low <= high, got {low!r} and {high!r}")
     if direction is not None:
         direction = _checked(direction, "direction", site)
+        direction = direction.to(working_dtype(direction.dtype))
         if direction.dim() != 1 or not (length := direction.norm()) > 0:
             raise EditError(
                 f"the direction of a clamp at {site} must be one vector (D,) and not zero, "
