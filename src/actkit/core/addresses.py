@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from actkit.core.errors import SiteError
-from actkit.core.sites import POINTS, Place, Site
+from actkit.core.sites import POINTS, Place, Site, Sites
 
 ALIASES = {
     "hook_embed": ("embeddings",),
@@ -84,16 +84,16 @@ class Addresses:
         self._sites = {s.name: s for s in sites}
         self._prefixes = tuple(f"{p}." for p in prefixes if p)
 
-    def listed(self, pattern: str | None, refused: bool) -> list[Site]:
+    def listed(self, pattern: str | None, refused: bool) -> Sites:
         """Return the sites that match a pattern; all if it is None."""
         if pattern is not None and not refused:
-            return self.find(pattern)
+            return Sites(self.find(pattern))
         known = [
             s
             for s in self._sites.values()
             if (refused or not s.refused) and (pattern is None or fnmatchcase(s.name, pattern))
         ]
-        return known if self._sites else self._modules("*:out")
+        return Sites(known if self._sites else self._modules("*:out"))
 
     def find(self, names: str | Sequence[str]) -> list[Site]:
         """Return the sites that names and patterns mean, in their order, each once."""

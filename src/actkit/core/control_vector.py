@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from actkit.core.addresses import plain_name
-from actkit.core.edit import Edit, add
+from actkit.core.edit import Edit, add, as_edits
 from actkit.core.errors import DataError, EditError
 from actkit.core.model import Model
 from actkit.core.operations import Add
@@ -48,6 +48,7 @@ def save_gguf(
     from gguf import GGUFWriter
 
     vectors: dict[int, Tensor] = {}
+    edits = as_edits(edits)
     for edit in edits:
         for site in model.sites(edit.site):
             layer = _layer(edit, site, all_tokens)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from actkit.core.edit import Edit
+from actkit.core.edit import Edit, as_edits
 from actkit.core.errors import DataError, EditError
 from actkit.core.operations import (
     Add,
@@ -65,7 +65,7 @@ def save_edits(
         "format": FORMAT,
         "sealed": True,
         **_origin(model, about),
-        "edits": [_packed(edit, str(i), tensors) for i, edit in enumerate(edits)],
+        "edits": [_packed(edit, str(i), tensors) for i, edit in enumerate(as_edits(edits))],
     }
     write_sealed(path, tensors, {KEY: json.dumps(header)}, "an edit file")
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from actkit.core.edit import Edit
+from actkit.core.edit import Edit, as_edits
 from actkit.core.errors import EditError
 from actkit.core.model import Model
 from actkit.core.operations import Add, Affine, Operation, ProjectOut, Scale
@@ -62,6 +62,7 @@ def bake(model: Model, edits: Sequence[Edit], inputs: Any = None) -> Model:
     Raises:
         EditError: An edit cannot be baked, or the copy's outputs are others than the edited ones.
     """
+    edits = as_edits(edits)
     changes = _changes(model, edits, inputs)
     module = copy.deepcopy(model.module)
     for path, change in changes.items():
@@ -91,7 +92,7 @@ def save_peft(
     """
     from peft import LoraConfig
 
-    changes = _changes(model, edits, inputs)
+    changes = _changes(model, as_edits(edits), inputs)
     factors = {p: _factors(model.module.get_submodule(p), c) for p, c in changes.items()}
     rank = max(down_RI.shape[0] for down_RI, _, _ in factors.values())
     biased = any(bool(bias_D.any()) for _, _, bias_D in factors.values())

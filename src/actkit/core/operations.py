@@ -8,7 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import ClassVar, Self
+from textwrap import shorten
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -36,6 +37,21 @@ class Operation(ABC):
     boundless: ClassVar[frozenset[str]] = frozenset()
     tokenwise: ClassVar[bool] = False
     wide: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Keep the one-line form, which `dataclass` would replace by one with all numbers."""
+        super().__init_subclass__(**settings)
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = Operation.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        """Return name and fields in one line, tensors by shape and norm."""
+        return f"{self.name}({self.summary()})"
+
+    def summary(self) -> str:
+        """Return the fields in one line, tensors by shape and norm."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return ", ".join(f"{k} {brief(v)}" for k, v in values.items() if v is not None)
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -269,6 +285,35 @@ class Apply(Operation):
                 f"got {new.dtype} of shape {tuple(new.shape)}"
             )
         return new
+
+
+def brief(value: Any) -> str:
+    """Return a value in a few words: a tensor by shape and norm, a function by its name.
+
+    Example:
+        >>> brief(torch.ones(3, 4)), brief(0.5), brief(torch.ones(2))
+        ('(3, 4) of norm 3.46', '0.5', '[1, 1]')
+    """
+    if isinstance(value, Tensor):
+        return _brief_tensor(value.detach())
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if callable(value):
+        return getattr(value, "__name__", type(value).__name__)
+    return shorten(repr(value), 60, placeholder="...")
+
+
+def _brief_tensor(value: Tensor) -> str:
+    dtype = "" if value.dtype == torch.float32 else f" {str(value.dtype).removeprefix('torch.')}"
+    if value.is_meta:
+        return f"{tuple(value.shape)}{dtype} on meta"
+    if value.dim() == 0:
+        return f"{value.item():.4g}{dtype}"
+    if value.dim() == 1 and len(value) <= 4:
+        return f"[{', '.join(f'{n:.4g}' for n in value.tolist())}]{dtype}"
+    if not value.is_floating_point():
+        return f"{tuple(value.shape)}{dtype}"
+    return f"{tuple(value.shape)}{dtype} of norm {value.double().norm().item():.3g}"
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
