@@ -73,7 +73,7 @@ def bake(model: Model, edits: Sequence[Edit], inputs: Any = None) -> Model:
     check = _Check(model, edits, inputs)
     check(baked.module)
     if is_reopened(module) and not hasattr(module, "hf_device_map"):
-        check(reopened(module))
+        check(reopened(module), "a baked network, saved and opened again,")
     return baked
 
 
@@ -104,7 +104,8 @@ def save_peft(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PEFT, on how transformers spells its settings
             adapted = PeftModel.from_pretrained(copy.deepcopy(model.module), folder)
-        _Check(model, edits, inputs)(adapted.train(model.module.training))
+        adapted.train(model.module.training)
+        _Check(model, edits, inputs)(adapted, "an adapter")
         Path(path).mkdir(parents=True, exist_ok=True)
         for file in sorted(Path(folder).iterdir()):
             (Path(path) / file.name).write_bytes(file.read_bytes())
@@ -161,7 +162,7 @@ class _Changes:
         self.weights: dict[str, Weights] = {}
         self.flags: list[Flag] = []
         self._given = flags
-        self._places = Places(model, [[5, 3, 8, 2, 7, 4], [6, 1, 9]] if inputs is None else inputs)
+        self._places = Places(model, _probe(model, inputs))
         plan = [
             (edit, site, self._targets(edit, site))
             for edit, site in _sited(model, edits, self._places)
@@ -323,7 +324,18 @@ def _rewrite(network: nn.Module, path: str, weights: Weights) -> None:
         if shared:
             untie(network)
     if weights.changed[1]:
-        module.bias = nn.Parameter(weights.bias.to(old), old.requires_grad)
+        bias = nn.Parameter(weights.bias.to(old), old.requires_grad)
+        _put_bias(network, module, bias)
+
+
+def _put_bias(network: nn.Module, module: Any, bias: nn.Parameter) -> None:
+    """Give a module a bias, also under the other names that the same one has (BERT's head)."""
+    before = module.bias
+    for owner in network.modules():
+        for name, own in list(owner._parameters.items()):
+            if own is before and before is not None:
+                setattr(owner, name, bias)
+    module.bias = bias
 
 
 def _weights_of(network: nn.Module) -> list[Any]:
@@ -343,18 +355,28 @@ def _factors(weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
     return down_RI, up_DR, bias_D
 
 
+def _probe(model: Model, inputs: Any) -> Any:
+    """Return the inputs of a check, two rows of tokens if none are given."""
+    if inputs is not None:
+        return inputs
+    if getattr(getattr(model.module, "config", None), "is_encoder_decoder", False):
+        rows = {"input_ids": [[5, 3, 8], [6, 1, 9]], "decoder_input_ids": [[2, 7], [4, 6]]}
+        return {name: torch.tensor(ids) for name, ids in rows.items()}
+    return [[5, 3, 8, 2, 7, 4], [6, 1, 9]]
+
+
 class _Check:
     """Compares a lowered network with the edited one."""
 
     def __init__(self, model: Model, edits: list[Edit], inputs: Any) -> None:
         """Run the network with the edits and without."""
-        probe = [[5, 3, 8, 2, 7, 4], [6, 1, 9]] if inputs is None else inputs
+        probe = _probe(model, inputs)
         self._batch = model.encode(probe)
         self._edited = _output(model.run(probe, edits=edits).output)
         self._plain = _output(model.run(probe).output)
         self._eps = torch.finfo(next(model.module.parameters()).dtype).eps
 
-    def __call__(self, module: nn.Module) -> None:
+    def __call__(self, module: nn.Module, what: str = "a baked network") -> None:
         """Refuse a network whose outputs are not those of the edited one."""
         with torch.no_grad():
             own = _output(module(*self._batch.args, **self._batch.kwargs))
@@ -366,7 +388,7 @@ class _Check:
         allowed = min(allowed, max(SHARE * effect.item(), rounding))
         if not error <= allowed:
             raise EditError(
-                f"a baked network must do what the edits do, its output is {error.item():.2g} of "
+                f"{what} must do what the edits do, its output is {error.item():.2g} of "
                 f"the largest value off (allowed {allowed:.2g})"
             )
 

@@ -6,7 +6,7 @@ computes is compared.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,10 +68,23 @@ def set_flag(module: nn.Module, flag: Flag) -> None:
 
 
 def untie(module: nn.Module) -> None:
-    """Say in the config that the output head has weights of its own."""
+    """Say in the config that the output head has weights of its own, and give it them.
+
+    All that the class no longer shares gets tensors of its own: of shared ones only one is saved.
+    """
     for part in _parts(getattr(module, "config", None)):
         if getattr(_part(module.config, part), TIED, False):
             setattr(_part(module.config, part), TIED, False)
+    if not is_reopened(module):
+        return
+    allowed = _ties(_empty(module, module.config))
+    for group in _groups(module):
+        stay = set(allowed.get(group[0], group[:1]))
+        for name in group:
+            if name not in stay:
+                own = allowed.get(name, [name])
+                _own(module, own)
+                stay |= set(own)
 
 
 def reopened(module: nn.Module) -> nn.Module:
@@ -84,6 +97,10 @@ def reopened(module: nn.Module) -> nn.Module:
     """
     state = module.state_dict()
     fresh = _empty(module, module.config)
+    ties = _ties(fresh)
+    for names in _groups(module):
+        if any(ties.get(name) != ties.get(names[0]) for name in names):
+            raise EditError(f"of weights that are shared one is saved, got {names}")
     if _forgotten(fresh):  # plain tensors are built with numbers in them, and not loaded
         fresh = type(module)(copy.deepcopy(module.config))
     loaded = fresh.load_state_dict(state, strict=False, assign=True)
@@ -112,6 +129,28 @@ def _forgotten(module: nn.Module) -> bool:
     """Say whether tensors that are neither weights nor buffers have no numbers."""
     values = (v for m in module.modules() for v in vars(m).values())
     return any(isinstance(v, Tensor) and v.is_meta for v in values)
+
+
+def _groups(module: nn.Module) -> list[list[str]]:
+    """Return the names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, own in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(own), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _ties(module: nn.Module) -> dict[str, list[str]]:
+    """Return all names of each shared parameter by each of them."""
+    return {name: group for group in _groups(module) for name in group}
+
+
+def _own(module: nn.Module, names: Sequence[str]) -> None:
+    """Give some names of a parameter one of their own, with the same numbers."""
+    old = module.get_parameter(names[0])
+    new = nn.Parameter(old.detach().clone(), old.requires_grad)
+    for name in names:
+        path, _, own = name.rpartition(".")
+        setattr(module.get_submodule(path), own, new)
 
 
 def _shapes(module: nn.Module) -> _Shapes:

@@ -25,6 +25,7 @@ from actkit.core.where import Where
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 NORMS = ("LayerNorm", "RMSNorm")
 """How the names of norms' classes end."""
+_LOOK_UP = nn.Embedding.forward
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,13 @@ class Target:
         path: Of the module.
         side: "out" if the module writes the site, "in" if it reads it.
         index: (F,) which of its outputs or inputs the site's entries are.
+        factor: What the module multiplies its rows by, if it is an embedding.
     """
 
     path: str
     side: Literal["in", "out"]
     index: Tensor
+    factor: float = 1.0
 
 
 @dataclass
@@ -81,7 +84,7 @@ class Weights:
     def put(self, target: Target, edit: Edit, unit: tuple[int, ...]) -> None:
         """Change the weights as the edit changes the site."""
         if isinstance(self.module, nn.Embedding):
-            self._into_rows(edit, unit)
+            self._into_rows(target.factor, edit, unit)
         elif self.weight.dim() == 1:
             self._into_norm(edit, unit)
         elif target.side == "out":
@@ -111,9 +114,8 @@ class Weights:
         weight_D = _linear(edit, gain_D[None], unit)[0] - less
         self._keep(weight_D, _of(edit, self.bias[None], unit)[0])
 
-    def _into_rows(self, edit: Edit, unit: tuple[int, ...]) -> None:
-        """Put in E' = E M^T + c, where the module multiplies its rows by a factor afterwards."""
-        factor = _row_factor(self.module, self.weight)
+    def _into_rows(self, factor: float, edit: Edit, unit: tuple[int, ...]) -> None:
+        """Put in E' = E M^T + c / factor, since the rows are multiplied by it afterwards."""
         self._keep(_of(edit, self.weight * factor, unit) / factor, self.bias)
 
     def _keep(self, weight: Tensor, bias: Tensor) -> None:
@@ -183,12 +185,24 @@ class Places:
         own = self.modules.get(site.place.path)
         if own is not None and site.place.side == "out":
             index = _index(site, self._width(site.place.path, "out"))
-            return [] if index is None else [Target(site.place.path, "out", index)]
-        return [
-            Target(path, "out", torch.arange(self._width(path, "out")))
-            for path in self.modules
-            if self._same(site, f"{path}:out")
-        ]
+            return [] if index is None else [self._writer(site.place.path, index)]
+        same = (path for path in self.modules if self._same(site, f"{path}:out"))
+        return [self._writer(path) for path in same]
+
+    def _writer(self, path: str, index: Tensor | None = None) -> Target:
+        """Return a module as the one that writes a site, with all its outputs if none are told."""
+        index = torch.arange(self._width(path, "out")) if index is None else index
+        module = self.modules[path]
+        scaled = isinstance(module, nn.Embedding) and type(module).forward is not _LOOK_UP
+        return Target(path, "out", index, self._row_factor(path) if scaled else 1.0)
+
+    def _row_factor(self, path: str) -> float:
+        """Return how much longer a row is that an embedding of another kind returned."""
+        rows_VD = self.modules[path].weight.detach().double().cpu()
+        returned_D = self._values[f"{path}:out"].flatten(0, -2)[0].double().cpu()
+        lengths_V = rows_VD.norm(dim=-1)
+        nearest = int((rows_VD @ returned_D / lengths_V.clamp_min(1e-30)).argmax())
+        return float(returned_D.norm() / lengths_V[nearest])
 
     def _summands(self, site: Site) -> Iterator[list[Target]]:
         """Yield the embeddings, of words and positions, whose sum the stream begins with."""
@@ -202,7 +216,7 @@ class Places:
         for value in values:
             whole = whole + value
         if torch.allclose(whole, x, rtol=1e-5, atol=1e-6):
-            yield [Target(p, "out", torch.arange(x.shape[-1])) for p in tables]
+            yield [self._writer(p) for p in tables]
 
     def _readers(self, site: Site) -> list[Target]:
         """Return the maps inside the site's module that read its tensor; all that do."""
@@ -267,7 +281,7 @@ def refusal(module: Any, target: Target, edit: Edit, may_have_bias: Callable[[st
     if not is_map(module) and not isinstance(operation, Add | Scale):
         return f"{path} is a norm ({kind}), whose weight can only scale single units"
     if _has_constant(edit) and getattr(module, "bias", None) is None and not may_have_bias(path):
-        return f"{path} ({kind}) has no bias, and no setting of its config gives it one"
+        return f"{path} ({kind}) has no bias that would be saved, and no setting gives it one"
     return ""
 
 
@@ -319,13 +333,3 @@ def _gain_offset(norm: Any) -> float:
     with torch.no_grad():
         returned = torch.func.functional_call(norm, zeros, (x,))
     return 1.0 if returned.any() else 0.0
-
-
-def _row_factor(embedding: Any, weight_VD: Tensor) -> float:
-    """Return the factor that an embedding puts on its rows."""
-    token = int(weight_VD.norm(dim=-1).argmax())
-    device = embedding.weight.device
-    with torch.no_grad():
-        row_D = embedding(torch.tensor([token], device=device))[0].double().cpu()
-    own_D = weight_VD[token]
-    return float(row_D @ own_D / (own_D @ own_D))
