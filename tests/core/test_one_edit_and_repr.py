@@ -15,6 +15,7 @@ from actkit.core.edit import as_edits
 from actkit.core.errors import EditError, InputError
 from actkit.core.lower import bake, save_peft
 from actkit.core.model import Model
+from actkit.core.operations import Add
 from actkit.core.where import Where
 from actkit.read.moments import Moments
 from actkit.read.spectrum import Spectrum
@@ -179,7 +180,7 @@ def test_an_edit_is_one_short_line(thing: Any, line: str) -> None:
 
 def test_edits_in_a_graph_on_meta_or_with_a_long_field() -> None:
     assert repr(ak.add("s", LONG.clone().requires_grad_())) == repr(ak.add("s", LONG))
-    meta = ak.Edit("s", type(EDIT.operation)(LONG.to("meta")))
+    meta = ak.Edit("s", Add(LONG.to("meta")))
     assert repr(meta) == "Edit(add at s: vector (576,) on meta, scale 1)"
     swapped = ak.swap("s", ak.Recording({"s": tiny.uneven(2, 9, 48)}, {}, rows()))
     assert repr([swapped, swapped]).count("value (2, 9, 48) of norm") == 2

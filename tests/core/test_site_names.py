@@ -1,6 +1,7 @@
 """A site is the same site under every name: its point, its block and what is written of it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_whatever_it_is_called(
 def test_in_a_network_with_two_stacks_and_in_one_whose_prefix_may_be_left_out() -> None:
     from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-    small = {"num_layers": 2, "num_heads": 2, "d_kv": 5, "d_ff": 13, "d_model": 10}
+    small: dict[str, Any] = {"num_layers": 2, "num_heads": 2, "d_kv": 5, "d_ff": 13, "d_model": 10}
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=31, **small))
     (site,) = Model(t5).sites("decoder.mlp_out.1")
     assert (site.canonical, site.point, site.layer) == ("decoder.mlp_out.1", "mlp_out", 1)

@@ -32,10 +32,6 @@ def _config(name: str, settings: dict[str, Any]) -> Any:
     return getattr(hf, f"{own}Config")(**settings)
 
 
-def _without(*names: str, **more: Any) -> dict[str, Any]:
-    return {**dict.fromkeys(names), **more}
-
-
 def _neox() -> Any:
     return _decoder("GPTNeoX", num_key_value_heads=None)
 
@@ -82,15 +78,15 @@ def _bert() -> Any:
 
 
 def _t5() -> Any:
+    settings: dict[str, Any] = {"decoder_start_token_id": 0, "pad_token_id": 0}
     config = hf.T5Config(
+        **settings,
         vocab_size=VOCAB,
         d_model=WIDTH,
         d_kv=HEAD,
         d_ff=HIDDEN,
         num_layers=LAYERS,
         num_heads=HEADS,
-        decoder_start_token_id=0,
-        pad_token_id=0,
     )
     return hf.T5ForConditionalGeneration(config)
 

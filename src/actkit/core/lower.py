@@ -162,7 +162,8 @@ class _Changes:
         self.weights: dict[str, Weights] = {}
         self.flags: list[Flag] = []
         self._given = flags
-        self._places = Places(model, _probe(model, inputs))
+        given = inputs is not None and model.encode(inputs).tokens is None
+        self._places = Places(model, inputs if given else _probe(model, None))
         plan = [
             (edit, site, self._targets(edit, site))
             for edit, site in _sited(model, edits, self._places)
@@ -198,8 +199,9 @@ class _Changes:
         for target in targets:
             unit = site.unit_shape or (len(target.index),)
             module = self._places.modules[target.path]
-            own = self.weights.setdefault(target.path, Weights.of(module))
-            own.put(target, edit, unit)
+            if target.path not in self.weights:
+                self.weights[target.path] = Weights.of(module)
+            self.weights[target.path].put(target, edit, unit)
 
     def _is_map(self, target: Target) -> bool:
         return is_map(self._places.modules[target.path])

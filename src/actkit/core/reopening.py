@@ -116,7 +116,8 @@ def reopened(module: nn.Module) -> nn.Module:
         if name not in state and own in target._buffers:
             target._buffers[own] = buffer
     fresh.tie_weights()
-    return fresh.train(module.training)
+    network: nn.Module = fresh.train(module.training)
+    return network
 
 
 def _empty(module: nn.Module, config: Any) -> Any:

@@ -94,17 +94,21 @@ class Weights:
 
     def _behind(self, index: Tensor, edit: Edit, unit: tuple[int, ...]) -> None:
         """Put in W' = M W and b' = M b + c."""
-        weight_DI, bias_D = self.weight.clone(), self.bias.clone()
-        weight_DI[index] = _linear(edit, weight_DI[index].mT, unit).mT
+        weight_DI, bias_D = self.weight, self.bias.clone()
+        if not isinstance(edit.operation, Add):
+            weight_DI = weight_DI.clone()
+            weight_DI[index] = _linear(edit, weight_DI[index].mT, unit).mT
         bias_D[index] = _of(edit, bias_D[index][None], unit)[0]
         self._keep(weight_DI, bias_D)
 
     def _before(self, index: Tensor, edit: Edit, unit: tuple[int, ...]) -> None:
         """Put in W' = W M and b' = b + W c."""
-        weight_DI = self.weight.clone()
+        weight_DI = self.weight
         constant_F = _of(edit, torch.zeros(1, len(index), dtype=torch.float64), unit)[0]
         bias_D = self.bias + weight_DI[:, index] @ constant_F
-        weight_DI[:, index] = _linear(_turned(edit), weight_DI[:, index], unit)
+        if not isinstance(edit.operation, Add):
+            weight_DI = weight_DI.clone()
+            weight_DI[:, index] = _linear(_turned(edit), weight_DI[:, index], unit)
         self._keep(weight_DI, bias_D)
 
     def _into_norm(self, edit: Edit, unit: tuple[int, ...]) -> None:
@@ -121,7 +125,8 @@ class Weights:
     def _keep(self, weight: Tensor, bias: Tensor) -> None:
         """Take new weights, and note what is new."""
         weight_new, bias_new = self.changed
-        weight_new = weight_new or not torch.equal(weight, self.weight)
+        same = weight is self.weight or torch.equal(weight, self.weight)
+        weight_new = weight_new or not same
         bias_new = bias_new or not torch.equal(bias, self.bias)
         self.weight, self.bias, self.changed = weight, bias, (weight_new, bias_new)
 
@@ -130,7 +135,7 @@ class Places:
     """Finds the modules behind the sites of a network, in one run of it."""
 
     def __init__(self, model: Model, inputs: Any) -> None:
-        """Read what every map, norm and embedding reads and returns."""
+        """Read what flows at every point, and what every map, norm and embedding handles."""
         self._model = model
         named = model.module.named_modules()
         self.modules = {p: m for p, m in named if p and is_holder(m)}
@@ -141,7 +146,7 @@ class Places:
             for path in self.modules
             for side in ("in", "out")
         ]
-        self._read(sites)
+        self._read([*sites, *(s for s in model.sites() if s.place.side in ("in", "out"))])
 
     def options(self, site: Site, edit: Edit) -> Iterator[list[Target]]:
         """Yield sets of modules that an edit of a site may go into, likelier ones first."""
@@ -208,7 +213,7 @@ class Places:
         """Yield the embeddings, of words and positions, whose sum the stream begins with."""
         tables = [p for p, m in self.modules.items() if isinstance(m, nn.Embedding)]
         values = [self._values[f"{p}:out"] for p in tables if f"{p}:out" in self._values]
-        x = self._values.get(site.name)
+        x = self._values.get(site.canonical)
         fits = x is not None and values and all(v.shape[-1] == x.shape[-1] for v in values)
         if not fits or x is None or any(v.dim() > x.dim() for v in values):
             return
@@ -237,9 +242,9 @@ class Places:
 
     def _same(self, site: Site, name: str) -> bool:
         """Say whether a module's tensor is the site's, bit by bit."""
-        if site.name not in self._values:
+        if site.canonical not in self._values:
             self._read([site])
-        x, own = self._values.get(site.name), self._values.get(name)
+        x, own = self._values.get(site.canonical), self._values.get(name)
         if x is None or own is None or x.numel() != own.numel() or x.dim() < 2:
             return False
         fits = x.flatten(2).shape[-1] == own.shape[-1] if x.dim() > 2 else x.shape == own.shape
@@ -251,7 +256,7 @@ class Places:
 
     def _read(self, sites: list[Site]) -> None:
         def keep(site: Site, x: Tensor, _: ForwardContext) -> None:
-            self._values[site.name] = x.detach().clone()
+            self._values[site.canonical] = x.detach().clone()
 
         self._model.stream(self._batch, sites, keep)
 
