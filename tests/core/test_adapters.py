@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +199,7 @@ def test_without_peft_it_is_said_how_to_get_it(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_by_peft(base, tmp_path / "adapter")
-    real = pretrained.find_spec
-    monkeypatch.setattr(pretrained, "find_spec", lambda n: None if n == "peft" else real(n))
+    monkeypatch.setattr(pretrained, "find_spec", lambda n: None if n == "peft" else find_spec(n))
     with pytest.raises(ModelError, match=r"needs peft; run: pip install 'actkit\[peft\]'"):
         ak.open(tmp_path / "adapter")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import actkit as ak
 from actkit.core.errors import EditError
-from actkit.core.lower import bake
+from actkit.core.lower import bake, save_peft
 from actkit.core.model import Model
 from actkit.core.where import Where
 from tests.core import tiny, tiny_zoo
@@ -283,3 +283,26 @@ def test_a_small_effect_is_not_taken_for_rounding() -> None:
     bake(model, some)
     with pytest.raises(EditError, match="must do what the edits do"):
         _Check(model, some, None)(net)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed")
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "opt", "bert", "mistral", "phi3"])
+def test_adapters_of_other_classes(name: str, tmp_path: Path) -> None:
+    """Turned, fused and flattened maps, biases where there are none, and heads."""
+    peft = pytest.importorskip("peft")
+    model = Model(tiny_zoo.network(name), name=name)
+    some = [
+        ak.add("mlp_out.0", V, 0.5),
+        ak.add("q.1.2", K),
+        ak.add("z.1", K),
+        ak.project_out("attn_out.1", W),
+        ak.scale("mlp_pre.0", 0.5),
+    ]
+    save_peft(tmp_path, model, some)
+    expected = model.run({"input_ids": TOKENS}, edits=some).output.logits
+    adapted = peft.PeftModel.from_pretrained(tiny_zoo.network(name), tmp_path)
+    with torch.no_grad():
+        got, plain = adapted(input_ids=TOKENS).logits, model.module(input_ids=TOKENS).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
+    assert (got - plain).abs().max() > 0.1
