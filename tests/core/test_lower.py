@@ -16,6 +16,7 @@ from tests.core import tiny
 
 V = tiny.uneven(tiny.WIDTH)
 MATRIX = torch.eye(tiny.WIDTH) + 0.3 * tiny.uneven(tiny.WIDTH, tiny.WIDTH, seed=1)
+HEAD = tiny.uneven(tiny.WIDTH // tiny.HEADS, seed=3)
 WIDE = tiny.uneven(tiny.HIDDEN, seed=2)
 
 EDITS: dict[str, list[ak.Edit]] = {
@@ -29,6 +30,13 @@ EDITS: dict[str, list[ak.Edit]] = {
     "affine without a bias": [ak.affine("mlp_out.0", MATRIX)],
     "scale a module": [ak.scale("mlp_out.1", 0.3)],
     "scale units": [ak.scale("mlp_pre.1", WIDE)],
+    "into what reads": [ak.add("mlp_in.1", V), ak.project_out("attn_in.0", V)],
+    "a vector for each head": [ak.add("z.1", HEAD), ak.add("q.0.3", HEAD)],
+    "some heads and units": [
+        ak.scale("z.2", 0.0, Where(heads=[1, 4])),
+        ak.add("mlp_out.1", V, where=Where(units=slice(3, 20))),
+    ],
+    "under other names": [ak.add("blocks.1.hook_resid_post", V)],
     "by module path": [ak.add("model.layers.1.mlp.gate_proj:out", WIDE)],
 }
 each = pytest.mark.parametrize("name", EDITS)
@@ -113,10 +121,48 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "some tokens": (lambda: ak.add("mlp_out.1", V, where=Where(tokens="last")), "everywhere"),
     "rows": (lambda: ak.add("mlp_out.1", V, torch.ones(2)), "differs by row"),
     "a map of the stream": (lambda: ak.project_out("resid_post.1", V), "other ways than one map"),
-    "the embedding": (lambda: ak.add("embeddings", V), "none of no map alone"),
-    "an input": (lambda: ak.add("mlp_in.1", V), "none of no map alone"),
+    "logits": (lambda: ak.add("logits", torch.ones(tiny.WORDS)), r"lm_head \(Linear\) has no bias"),
+    "attention": (lambda: ak.scale("attn_scores.1", 2.0), "written and read by none"),
     "nothing": (lambda: ak.add("mlp_out.1", V, 0.0), "changes something"),
 }
+
+
+@each
+def test_the_file_of_an_adapter_is_sealed(name: str, tmp_path: Path) -> None:
+    """PEFT, which knows no seals, opens it all the same."""
+    from actkit.core.sealed_file import read_sealed
+
+    save_peft(tmp_path, tiny.model(), EDITS[name])
+    tensors, _, sealed = read_sealed(tmp_path / "adapter_model.safetensors", "an adapter's file")
+    assert sealed and all(t.isfinite().all() for t in tensors.values())
+
+
+def test_an_adapter_takes_maps_only_and_nothing_is_written_otherwise(tmp_path: Path) -> None:
+    for edit, rule in (
+        (ak.scale("embeddings", 2.0), "embed_tokens is no map"),
+        (ak.add("embeddings", V), "embed_tokens is no map"),
+        (ak.clamp("mlp_out.1", -1, 1), "got clamp"),
+    ):
+        with pytest.raises(EditError, match=rule):
+            save_peft(tmp_path / "adapter", tiny.model(), [edit])
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_a_network_with_an_adapter_is_refused_until_it_is_merged(tmp_path: Path) -> None:
+    """Of a network with an adapter only the adapter is saved, so weights would be lost."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(5)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(tiny.llama(), config).eval()
+    model, edits = Model(wrapped), [ak.add("resid_post.1", V)]
+    expected = logits(model, edits)
+    for door in (lambda: bake(model, edits), lambda: save_peft(tmp_path / "a", model, edits)):
+        with pytest.raises(EditError, match="merge it first"):
+            door()
+    assert not (tmp_path / "a").exists()
+    baked = bake(Model(wrapped.merge_and_unload()), edits)
+    torch.testing.assert_close(logits(baked), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from actkit.core.errors import SiteError
-from actkit.core.sites import POINTS, Place, Site
+from actkit.core.sites import POINTS, Place, Site, Sites
 
 ALIASES = {
     "hook_embed": ("embeddings",),
@@ -36,9 +36,43 @@ ALIASES = {
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _BLOCKS = re.compile(r"blocks\.([^.]+)\.(.+)")
+_LAYER = re.compile(r"(?:[^.:]+\.)*?(?P<point>[a-z_]+)\.(?P<layer>\d+)(?:\.\d+)?")
 _HEAD = re.compile(r"(.+\.\d+)\.(\d+)")
 _SUFFIX = re.compile(r"(.*:(?:in|out))((?:\.\w+)*(?:#\d+)?)")
 _PATH = re.compile(r"(?P<path>[^:]*):(?P<side>in|out)(?P<items>(\.\w+)*)(#(?P<call>\d+))?")
+
+
+def plain_name(name: str) -> str:
+    """Return actkit's own name for an alias that means one point in every network, else `name`.
+
+    Example:
+        >>> plain_name("blocks.3.hook_resid_post"), plain_name("resid_post.3")
+        ('resid_post.3', 'resid_post.3')
+    """
+    match = _BLOCK.fullmatch(name)
+    points = ALIASES.get(match[2] if match else name, ())
+    if len(points) != 1:
+        return name
+    return f"{points[0]}.{match[1]}" if match else points[0]
+
+
+def layer_of(name: str) -> int:
+    """Return the block that the name of a point speaks of, an alias included.
+
+    Raises:
+        SiteError: The name is no point of one block.
+
+    Example:
+        >>> layer_of("encoder.z.4.1"), layer_of("blocks.3.mlp.hook_pre")
+        (4, 3)
+    """
+    match = _BLOCK.fullmatch(name)
+    if match is not None and match[2] in ALIASES:
+        return int(match[1])
+    found = _LAYER.fullmatch(name)
+    if found is None or found["point"] not in POINTS:
+        raise SiteError(f"a layer is read off a point of one block, resid_post.3, got {name!r}")
+    return int(found["layer"])
 
 
 class Addresses:
@@ -50,16 +84,16 @@ class Addresses:
         self._sites = {s.name: s for s in sites}
         self._prefixes = tuple(f"{p}." for p in prefixes if p)
 
-    def listed(self, pattern: str | None, refused: bool) -> list[Site]:
+    def listed(self, pattern: str | None, refused: bool) -> Sites:
         """Return the sites that match a pattern; all if it is None."""
         if pattern is not None and not refused:
-            return self.find(pattern)
+            return Sites(self.find(pattern))
         known = [
             s
             for s in self._sites.values()
             if (refused or not s.refused) and (pattern is None or fnmatchcase(s.name, pattern))
         ]
-        return known if self._sites else self._modules("*:out")
+        return Sites(known if self._sites else self._modules("*:out"))
 
     def find(self, names: str | Sequence[str]) -> list[Site]:
         """Return the sites that names and patterns mean, in their order, each once."""

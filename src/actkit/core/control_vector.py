@@ -14,14 +14,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from actkit.core.edit import Edit, add
+from actkit.core.addresses import plain_name
+from actkit.core.edit import Edit, add, as_edits
 from actkit.core.errors import DataError, EditError
 from actkit.core.model import Model
 from actkit.core.operations import Add
+from actkit.core.sites import Site
 from actkit.core.where import Where
 
 ARCHITECTURE = "controlvector"
-SITE = re.compile(r"resid_post\.(\d+)")
 LAYER = re.compile(r"(?:direction|layers?|resid_post)?[._]?(\d+)")
 
 
@@ -47,9 +48,10 @@ def save_gguf(
     from gguf import GGUFWriter
 
     vectors: dict[int, Tensor] = {}
+    edits = as_edits(edits)
     for edit in edits:
         for site in model.sites(edit.site):
-            layer = _layer(edit, site.name, all_tokens)
+            layer = _layer(edit, site, all_tokens)
             vectors[layer] = vectors.get(layer, 0) + _vector(edit, site.name)
     if not vectors:
         raise EditError(f"a control vector needs an added vector, got {len(edits)} edits")
@@ -88,7 +90,7 @@ def load_vectors(
     named = source if isinstance(source, Mapping) else _file(Path(source))
     edits = []
     for name, vector in named.items():
-        found = LAYER.fullmatch(str(name))
+        found = LAYER.fullmatch(plain_name(str(name)))
         if found is None or not isinstance(vector, Tensor) or vector.dim() != 1:
             got = f"shape {tuple(vector.shape)}" if isinstance(vector, Tensor) else type(vector)
             raise DataError(f"vectors must be (D,) tensors by layer, got {name!r}: {got}")
@@ -98,23 +100,23 @@ def load_vectors(
     return edits
 
 
-def _layer(edit: Edit, site: str, all_tokens: bool) -> int:
+def _layer(edit: Edit, site: Site, all_tokens: bool) -> int:
     """Return the layer of an edit that a control vector can hold."""
-    found = SITE.fullmatch(site)
-    if not isinstance(edit.operation, Add) or found is None:
+    layer = site.layer if site.canonical == f"resid_post.{site.layer}" else None
+    if not isinstance(edit.operation, Add) or layer is None:
         raise EditError(
-            f"a control vector holds add at resid_post.n, got {edit.operation.name} at {site}"
+            f"a control vector holds add at resid_post.n, got {edit.operation.name} at {site.name}"
         )
-    if int(found[1]) == 0:
+    if layer == 0:
         raise EditError("llama.cpp has no place for a vector at layer 0, got resid_post.0")
     elsewhere = edit.where.rows is not None or edit.where.units is not None
     chooses = not edit.where.everywhere
     if elsewhere or edit.where.steps is not None or (chooses and not all_tokens):
         raise EditError(
-            f"a control vector acts on all tokens, the edit at {site} acts where {edit.where}; "
-            "all_tokens=True lets an edit that chooses tokens act on all"
+            f"a control vector acts on all tokens, the edit at {site.name} acts where "
+            f"{edit.where}; all_tokens=True lets an edit that chooses tokens act on all"
         )
-    return int(found[1])
+    return layer
 
 
 def _vector(edit: Edit, site: str) -> Tensor:

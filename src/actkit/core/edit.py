@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, D width, J directions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from numbers import Real
@@ -24,6 +24,8 @@ from actkit.core.operations import (
     Scale,
     Set,
     Swap,
+    brief,
+    working_dtype,
 )
 from actkit.core.recording import Recording
 from actkit.core.where import Where, indices
@@ -48,6 +50,14 @@ class Edit:
     where: Where = field(default_factory=Where)
     block: slice | None = None
 
+    def __repr__(self) -> str:
+        """Return one line: what is done, where, tensors by shape and norm."""
+        where = "" if self.where.everywhere else f"; where {self.where}"
+        block = "" if self.block is None else f"; rows {self.block.start} to {self.block.stop}"
+        told = self.operation.summary()
+        said = f": {told}" if told else ""
+        return f"Edit({self.operation.name} at {self.site}{said}{where}{block})"
+
     def write(self, x: Tensor, context: ForwardContext) -> Tensor:
         """Return the new (B, T, ...) values, x itself if none is meant; the operation is like x.
 
@@ -67,7 +77,7 @@ class Edit:
             return x.view_as(x)
         if context.each > 1 and self._is_by_rows(x):
             return self._write_each(x, context)
-        run = self.operation.at(context)
+        run = self.operation.acting(context)
         if self.where.everywhere:
             return run(x)
         if not self.where.acts(context, x.shape[1]):
@@ -151,6 +161,38 @@ def _masked(new: Tensor, x: Tensor, mask_BT: Tensor | None) -> Tensor:
     return torch.where(mask_BT.reshape(*mask_BT.shape, *[1] * (x.dim() - 2)), new, x)
 
 
+def as_edits(edits: Any) -> list[Edit]:
+    """Return edits as a list; one edit alone is a list of one.
+
+    Raises:
+        EditError: Something among them is no edit.
+
+    Example:
+        >>> as_edits(scale("mlp_out.1", 0.5))
+        [Edit(scale at mlp_out.1: factor 0.5)]
+    """
+    if isinstance(edits, Edit):
+        return [edits]
+    if not isinstance(edits, Iterable) or isinstance(edits, str | Mapping | Tensor):
+        raise EditError(f"edits must be an edit or a list of them, got {_not_an_edit(edits)}")
+    found = list(edits)
+    for edit in found:
+        if not isinstance(edit, Edit):
+            raise EditError(f"edits must be a list of edits, among them is {_not_an_edit(edit)}")
+    return found
+
+
+def _not_an_edit(value: Any) -> str:
+    """Return what stands in an edit's place, and what was probably meant."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}: make one, fit it and give what its edits() returns"
+    if callable(getattr(value, "edits", None)):
+        return f"a {type(value).__name__}: give what its edits() returns"
+    if isinstance(value, Operation):
+        return f"the operation {value!r} without a site: Edit(site, operation)"
+    return f"{type(value).__name__} {brief(value)}"
+
+
 def add(site: str, vector: Tensor, scale: float | Tensor = 1.0, where: Where | None = None) -> Edit:
     """Return an edit that adds `scale` * `vector`.
 
@@ -188,7 +230,7 @@ def project_out(site: str, directions: Tensor, where: Where | None = None) -> Ed
     directions_JD = directions_JD[None] if directions_JD.dim() == 1 else directions_JD
     if (norms := directions_JD.norm(dim=-1)).eq(0).any():
         raise EditError(f"directions at {site} must not be zero, got lengths {norms.tolist()}")
-    basis_JD = _orthonormal(directions_JD.double()).to(directions_JD.dtype)
+    basis_JD = _orthonormal(directions_JD.double()).to(working_dtype(directions_JD.dtype))
     return Edit(site, ProjectOut(basis_JD), where or Where())
 
 
@@ -204,6 +246,7 @@ def clamp(
         raise EditError(f"a clamp at {site} needs low <= high, got {low!r} and {high!r}")
     if direction is not None:
         direction = _checked(direction, "direction", site)
+        direction = direction.to(working_dtype(direction.dtype))
         if direction.dim() != 1 or not (length := direction.norm()) > 0:
             raise EditError(
                 f"the direction of a clamp at {site} must be one vector (D,) and not zero, "

@@ -1,11 +1,11 @@
 """Edit files: edits as one safetensors file, whose header says in JSON what they are.
 
 The metadata's entry `actkit_edits` holds the format's version, where the edits come from, and for
-each edit its site, operation, numbers, place and the names of its tensors.
+each edit its site, operation, numbers, place and the names of its tensors. The file is sealed by
+the SHA-256 of all of it.
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -14,14 +14,11 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from math import isfinite
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from actkit.core.edit import Edit
+from actkit.core.edit import Edit, as_edits
 from actkit.core.errors import DataError, EditError
 from actkit.core.operations import (
     Add,
@@ -35,6 +32,7 @@ from actkit.core.operations import (
     Swap,
 )
 from actkit.core.provenance import stamp
+from actkit.core.sealed_file import read_sealed, write_sealed
 from actkit.core.where import Where, from_description
 
 if TYPE_CHECKING:
@@ -65,10 +63,11 @@ def save_edits(
     tensors: dict[str, Tensor] = {}
     header = {
         "format": FORMAT,
+        "sealed": True,
         **_origin(model, about),
-        "edits": [_packed(edit, str(i), tensors) for i, edit in enumerate(edits)],
+        "edits": [_packed(edit, str(i), tensors) for i, edit in enumerate(as_edits(edits))],
     }
-    _write(Path(path), save(tensors, {KEY: json.dumps(header)}))
+    write_sealed(path, tensors, {KEY: json.dumps(header)}, "an edit file")
 
 
 def load_edits(path: str | PathLike[str], model: "Model | None" = None) -> list[Edit]:
@@ -79,16 +78,20 @@ def load_edits(path: str | PathLike[str], model: "Model | None" = None) -> list[
         model: The network that they are for; without it nobody checks whether they fit.
 
     Raises:
-        DataError: The file is missing, damaged, newer than this actkit, or holds no edits.
+        DataError: The file is missing, damaged in any bit, newer than this actkit, or holds no
+            edits.
         EditError: They were fitted on another network than `model`.
     """
-    header, tensors = _read(path)
+    header, tensors, whole = _read(path)
     if model is not None:
         _check_origin(header, model, path)
     try:
-        return [_unpacked(edit, tensors) for edit in header["edits"]]
+        edits = [_unpacked(edit, tensors) for edit in header["edits"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"an edit file must hold whole edits: {path}: {error!r}") from error
+    if not whole:
+        raise DataError(f"an edit file must be what was written: {path} has lost its SHA-256")
+    return edits
 
 
 def edit_facts(path: str | PathLike[str]) -> dict[str, Any]:
@@ -97,24 +100,17 @@ def edit_facts(path: str | PathLike[str]) -> dict[str, Any]:
     Raises:
         DataError: As in `load_edits`.
     """
-    header, _ = _read(path)
+    header, _, _ = _read(path)
     edits = [f"{e.operation.name} at {e.site} where {e.where}" for e in load_edits(path)]
     return {**header, "edits": edits}
 
 
-def _read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a file's header and tensors."""
-    if not Path(path).is_file():
-        raise DataError(f"an edit file must exist, there is none at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = _header(file.metadata() or {}, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise DataError(
-            f"an edit file must be a whole safetensors file: {path}: {error}"
-        ) from error
-    return header, tensors
+def _read(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor], bool]:
+    """Return a file's header and tensors, and whether it has the seal that its header tells of."""
+    tensors, metadata, sealed = read_sealed(path, "an edit file")
+    header = _header(metadata, path)
+    # files of earlier versions have no seal; one that says it has must not have lost it
+    return header, tensors, sealed or not header.get("sealed")
 
 
 def _check_origin(header: dict[str, Any], model: "Model", path: Any) -> None:
@@ -147,8 +143,8 @@ def _packed(edit: Edit, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]
     own = operation.tensors()
     places = {f.name: getattr(edit.where, f.name) for f in fields(Where)}
     where = {k: v for k, v in places.items() if isinstance(v, Tensor)}
-    tensors |= {f"{name}.{k}": _plain(v) for k, v in own.items()}
-    tensors |= {f"{name}.where.{k}": _plain(v) for k, v in where.items()}
+    tensors |= {f"{name}.{k}": v for k, v in own.items()}
+    tensors |= {f"{name}.where.{k}": v for k, v in where.items()}
     values = {f.name: getattr(operation, f.name) for f in fields(operation)}
     plain = {k: v for k, v in values.items() if isinstance(v, bool | str | list | tuple)}
     return {
@@ -214,26 +210,6 @@ def _header(metadata: dict[str, str], path: Any) -> dict[str, Any]:
             f"format {number}, written by actkit {writer}; update actkit"
         )
     return header
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write to a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"an edit file must be writable: {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Return a copy that shares nothing, as the file needs it."""
-    return tensor.detach().cpu().clone().contiguous()
 
 
 def _is_number(value: Any) -> bool:

@@ -1,74 +1,79 @@
 """Lowers edits: into the weights and biases of a copy, or into a LoRA-shaped adapter.
 
-An edit can be lowered if what it does to a linear map's output y is M y + c, everywhere: `add`,
-`scale`, `project_out` and `affine`. Every lowering is checked against the edits in a run.
+An edit can be lowered if what it does to a tensor y is M y + c, for all rows and tokens: `add`,
+`scale`, `project_out` and `affine`, also of chosen heads and units. It goes into weights that the
+network's class loads again, or is refused. Every lowering is checked against the edits in a run,
+on the copy, on what its class builds from the saved config and weights, and on what PEFT opens.
 
 Shapes: D width of the output, I of the input, R rank.
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from actkit.core.edit import Edit
+from actkit.core.edit import Edit, as_edits
 from actkit.core.errors import EditError
 from actkit.core.model import Model
-from actkit.core.operations import Add, Affine, Operation, ProjectOut, Scale
+from actkit.core.operations import Add, Affine, ProjectOut, Scale
+from actkit.core.reopening import Flag, bias_flags, is_reopened, reopened, set_flag, untie
+from actkit.core.sealed_file import write_sealed
 from actkit.core.sites import Site
+from actkit.core.weight_places import (
+    STREAM,
+    Places,
+    Target,
+    Weights,
+    is_map,
+    is_turned,
+    refusal,
+)
 
 TOLERANCE = 1e-4
 """How far outputs of the lowered network may be from the edited one's, of the largest."""
-STREAM_WRITERS = {"resid_post": "mlp_out", "resid_mid": "attn_out"}
-"""What writes to the stream last before a point; a vector may be added there instead."""
-BIAS_FLAGS = {"mlp_bias": "mlp", "attention_bias": "self_attn"}
-"""Flags of configs that say whether the maps of a block's part have biases."""
-
-_SHARED_AXES = {"vector": 1, "scale": 0, "factor": 1, "bias": 1}
-"""How many axes a tensor has that is the same for all rows."""
-
-
-@dataclass
-class _Change:
-    """What happens to a linear map's output: y becomes M y + c."""
-
-    matrix_DD: Tensor
-    bias_D: Tensor
-
-    def then(self, operation: Operation, width: int) -> "_Change":
-        matrix_DD, bias_D = _affine(operation, width)
-        return _Change(matrix_DD @ self.matrix_DD, matrix_DD @ self.bias_D + bias_D)
+SHARE = 0.25
+"""How far they may be of what the edits change, unless that is as small as rounding."""
 
 
 def bake(model: Model, edits: Sequence[Edit], inputs: Any = None) -> Model:
     """Return a copy of the network that does by itself what the edits do to this one.
 
-    Maps without a bias get one where it is needed. Where the config says that a block's part has
-    none (`mlp_bias`, `attention_bias`), the flag is set and the part's other maps get zero
-    biases, so that `save_pretrained` and `from_pretrained` keep them.
+    What the copy's `save_pretrained` writes does the same when it is opened again: weights change
+    only where the network's class has them. Where a setting of the config gives biases
+    (`mlp_bias`, `attention_bias`, ...), it is set and the other maps that it speaks of get zeros;
+    an output head that shares the embedding's weights gets weights of its own.
 
     Args:
         model: The network; it stays as it is.
-        edits: `add`, `scale`, `project_out` or `affine` at the output of a linear map, everywhere;
-            at `resid_post` and `resid_mid` `add` alone, since the stream comes by other ways, too.
+        edits: `add`, `scale`, `project_out` or `affine` everywhere, or of some heads or units,
+            where a linear map writes or reads the site, an embedding writes it, or, for `add` and
+            `scale`, a norm. In the stream `add`, into what wrote to it last; and `project_out`
+            of the same directions at all its points from `resid_pre.0` to any later one.
         inputs: What the copy is checked on; a few tokens if None.
 
     Raises:
         EditError: An edit cannot be baked, or the copy's outputs are others than the edited ones.
     """
-    changes = _changes(model, edits, inputs)
+    edits = as_edits(edits)
+    _check_unwrapped(model.module)
+    changes = _Changes(model, edits, inputs, bias_flags(model.module))
     module = copy.deepcopy(model.module)
-    for path, change in changes.items():
-        _rewrite(module.get_submodule(path), change)
-    _declare_biases(module)
+    for flag in changes.flags:
+        set_flag(module, flag)
+    for path, weights in changes.weights.items():
+        _rewrite(module, path, weights)
     baked = Model(module, model.tokenizer, model.processor, f"{model.name} with baked edits")
-    _check_equal(model, edits, baked, inputs)
+    check = _Check(model, edits, inputs)
+    check(baked.module)
+    if is_reopened(module) and not hasattr(module, "hf_device_map"):
+        check(reopened(module), "a baked network, saved and opened again,")
     return baked
 
 
@@ -82,58 +87,199 @@ def save_peft(
 
     Args:
         path: Folder of the adapter.
-        model: The network.
-        edits: As in `bake`.
+        model: The network, without an adapter of its own.
+        edits: As in `bake`, where linear maps write or read the sites.
         inputs: As in `bake`.
 
     Raises:
-        EditError: As in `bake`.
+        EditError: As in `bake`; nothing is written then.
     """
+    from peft import PeftModel
+
+    edits = as_edits(edits)
+    _check_unwrapped(model.module)
+    changes = _Changes(model, edits, inputs, None)
+    with tempfile.TemporaryDirectory() as folder:
+        _write_adapter(Path(folder), model, changes.weights)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PEFT, on how transformers spells its settings
+            adapted = PeftModel.from_pretrained(copy.deepcopy(model.module), folder)
+        adapted.train(model.module.training)
+        _Check(model, edits, inputs)(adapted, "an adapter")
+        Path(path).mkdir(parents=True, exist_ok=True)
+        for file in sorted(Path(folder).iterdir()):
+            (Path(path) / file.name).write_bytes(file.read_bytes())
+
+
+def _write_adapter(folder: Path, model: Model, changes: Mapping[str, Weights]) -> None:
     from peft import LoraConfig
 
-    changes = _changes(model, edits, inputs)
-    factors = {p: _factors(model.module.get_submodule(p), c) for p, c in changes.items()}
+    factors = {path: _factors(weights) for path, weights in changes.items()}
     rank = max(down_RI.shape[0] for down_RI, _, _ in factors.values())
     biased = any(bool(bias_D.any()) for _, _, bias_D in factors.values())
     tensors: dict[str, Tensor] = {}
     for name, (down_RI, up_DR, bias_D) in factors.items():
         pad = rank - down_RI.shape[0]
         own = f"base_model.model.{name}"
-        tensors[f"{own}.lora_A.weight"] = nn.functional.pad(down_RI, (0, 0, 0, pad)).contiguous()
-        tensors[f"{own}.lora_B.weight"] = nn.functional.pad(up_DR, (0, pad)).contiguous()
+        tensors[f"{own}.lora_A.weight"] = nn.functional.pad(down_RI, (0, 0, 0, pad))
+        tensors[f"{own}.lora_B.weight"] = nn.functional.pad(up_DR, (0, pad))
         if biased:
-            tensors[f"{own}.lora_B.bias"] = bias_D.contiguous()
-    modules = [model.module.get_submodule(p) for p in changes]
+            tensors[f"{own}.lora_B.bias"] = bias_D
     config: Any = LoraConfig(
         r=rank,
         lora_alpha=rank,
         target_modules=list(changes),
         lora_bias=biased,
-        fan_in_fan_out=not isinstance(modules[0], nn.Linear),
-        base_model_name_or_path=model.name,
+        fan_in_fan_out=any(is_turned(w.module) for w in changes.values()),
+        base_model_name_or_path=_base_name(model),
         inference_mode=True,
     )
-    Path(path).mkdir(parents=True, exist_ok=True)
-    save_file(tensors, Path(path) / "adapter_model.safetensors")
-    config.save_pretrained(str(path))
+    metadata = {"format": "pt"}
+    write_sealed(folder / "adapter_model.safetensors", tensors, metadata, "an adapter's file")
+    config.save_pretrained(str(folder))
 
 
-def _changes(model: Model, edits: Sequence[Edit], inputs: Any) -> dict[str, _Change]:
-    """Return what happens to each linear map, by its path."""
-    changes: dict[str, _Change] = {}
-    for edit in edits:
-        for site in model.sites(edit.site):
-            _check_lowerable(edit, site)
-            if edit.operation.neutral:
-                continue
-            path, width = _linear(model, edit, site, inputs)
-            before = changes.get(path) or _Change(
-                torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
-            )
-            changes[path] = before.then(edit.operation, width)
-    if not changes:
-        raise EditError(f"lowering needs an edit that changes something, got {len(edits)}")
-    return changes
+def _base_name(model: Model) -> str:
+    """Return what the network can be opened by: a folder, a Hub id or a bundled name."""
+    from actkit.core.bundled import BUNDLED
+
+    told = getattr(getattr(model.module, "config", None), "name_or_path", "")
+    return model.name if model.name in BUNDLED or not told else str(told)
+
+
+class _Changes:
+    """What the edits make of the weights.
+
+    Attributes:
+        weights: New weights by the path of their module.
+        flags: Settings of the config that the new biases need.
+    """
+
+    def __init__(
+        self, model: Model, edits: list[Edit], inputs: Any, flags: list[Flag] | None
+    ) -> None:
+        """Put the edits into weights; `flags` None is an adapter, which has biases anywhere."""
+        self.weights: dict[str, Weights] = {}
+        self.flags: list[Flag] = []
+        self._given = flags
+        given = inputs is not None and model.encode(inputs).tokens is None
+        self._places = Places(model, inputs if given else _probe(model, None))
+        plan = [
+            (edit, site, self._targets(edit, site))
+            for edit, site in _sited(model, edits, self._places)
+        ]
+        if not plan:
+            raise EditError(f"lowering needs an edit that changes something, got {len(edits)}")
+        for edit, site, targets in plan:
+            self._put(edit, site, [t for t in targets if t.side == "out"])
+        for edit, site, targets in reversed(plan):  # what is read first stands nearest to W
+            self._put(edit, site, [t for t in targets if t.side == "in"])
+        for path, weights in self.weights.items():
+            if weights.changed[1] and getattr(weights.module, "bias", None) is None:
+                self._need(f"{path}.bias")
+
+    def _targets(self, edit: Edit, site: Site) -> list[Target]:
+        """Return the modules that an edit goes into, the likeliest ones that can take it."""
+        reasons: list[str] = []
+        for targets in self._places.options(site, edit):
+            modules = [self._places.modules[t.path] for t in targets]
+            found = [
+                refusal(module, target, edit, self._may_have_bias)
+                for module, target in zip(modules, targets, strict=True)
+            ]
+            if self._given is None:
+                found += [f"{t.path} is no map" for t in targets if not self._is_map(t)]
+            if not any(found):
+                return targets
+            reasons += [reason for reason in found if reason and reason not in reasons]
+        told = "; ".join(reasons) or "it is written and read by none of the network's maps alone"
+        raise EditError(f"{edit.operation.name} at {site.name} fits into no weight: {told}")
+
+    def _put(self, edit: Edit, site: Site, targets: list[Target]) -> None:
+        for target in targets:
+            unit = site.unit_shape or (len(target.index),)
+            module = self._places.modules[target.path]
+            if target.path not in self.weights:
+                self.weights[target.path] = Weights.of(module)
+            self.weights[target.path].put(target, edit, unit)
+
+    def _is_map(self, target: Target) -> bool:
+        return is_map(self._places.modules[target.path])
+
+    def _may_have_bias(self, path: str) -> bool:
+        if self._given is None:
+            return True
+        return any(f"{path}.bias" in flag.biases for flag in self._given)
+
+    def _need(self, key: str) -> None:
+        """Take the flag that gives a bias."""
+        if not any(key in flag.biases for flag in self.flags):
+            self.flags += [flag for flag in self._given or () if key in flag.biases][:1]
+
+
+def _sited(model: Model, edits: list[Edit], places: Places) -> list[tuple[Edit, Site]]:
+    """Return the edits that change something with their sites, those of a whole stream moved.
+
+    Projections of the stream go to what writes to it.
+    """
+    found = [(edit, site) for edit in edits for site in model.sites(edit.site)]
+    for edit, site in found:
+        _check_lowerable(edit, site)
+    found = [(edit, site) for edit, site in found if not edit.operation.neutral]
+    moved: list[tuple[Edit, Site]] = []
+    for edit, site in found:
+        if site.point in STREAM and isinstance(edit.operation, ProjectOut):
+            moved += [(edit, writer) for writer in _stream_writers(edit, site, found, places)]
+        else:
+            moved.append((edit, site))
+    return moved
+
+
+def _stream_writers(
+    edit: Edit, site: Site, found: list[tuple[Edit, Site]], places: Places
+) -> list[Site]:
+    """Return what writes to the stream just before a point of it, to be projected instead.
+
+    Where all points so far lose the same directions, the stream that comes by already has.
+    """
+    writers = places.before(site)
+    earlier = places.at(site, _point_before(site, places))
+    if (site.point, site.layer) == ("resid_pre", 0):
+        return [site]
+    if site.point == "resid_pre":  # the same place as the end of the block before
+        return _stream_writers(edit, writers[0], found, places)
+    alike = [
+        other.canonical
+        for own, other in found
+        if isinstance(own.operation, ProjectOut) and _same_span(own, edit)
+    ]
+    same = () if earlier is None else (earlier.canonical, _same_place(earlier))
+    if not any(name in alike for name in same):
+        raise EditError(
+            f"the stream at {site.name} comes by other ways than one map, so only add can be "
+            f"lowered there, got {edit.operation.name}; edit attn_out and mlp_out instead, or all "
+            "points of the stream from resid_pre.0 on"
+        )
+    return writers
+
+
+def _point_before(site: Site, places: Places) -> str:
+    """Return the stream's point before one in a block."""
+    if site.point == "resid_mid" or places.at(site, f"resid_mid.{site.layer}") is None:
+        return f"resid_pre.{site.layer}"
+    return f"resid_mid.{site.layer}"
+
+
+def _same_place(site: Site) -> str:
+    """Return the name of resid_pre as the end of the block before."""
+    if site.point != "resid_pre" or not site.layer:
+        return site.canonical
+    return site.canonical.replace(f"resid_pre.{site.layer}", f"resid_post.{site.layer - 1}")
+
+
+def _same_span(one: Edit, other: Edit) -> bool:
+    a, b = (e.operation.tensors()["basis_JD"] for e in (one, other))
+    return a.shape == b.shape and torch.equal(a, b)
 
 
 def _check_lowerable(edit: Edit, site: Site) -> None:
@@ -143,146 +289,116 @@ def _check_lowerable(edit: Edit, site: Site) -> None:
             f"only add, scale, project_out and affine can be lowered, got {edit.operation.name} "
             f"at {site.name}"
         )
-    if not edit.where.everywhere:
+    where = edit.where
+    every = isinstance(where.tokens, str) and where.tokens == "all"
+    if not every or where.rows is not None or where.steps is not None or edit.block is not None:
         raise EditError(
             f"weights act everywhere, so an edit must, to be lowered: {edit.operation.name} at "
-            f"{site.name} acts where {edit.where}"
+            f"{site.name} acts where {where}"
         )
-    tensors = edit.operation.tensors()
-    rows = [k for k, axes in _SHARED_AXES.items() if k in tensors and tensors[k].dim() > axes]
-    if rows:
+    axes = 2 + len(site.unit_shape or (1,))
+    if edit.operation.extent(axes)[:2] != (1, 1):
+        tensors = ", ".join(f"{k} {tuple(v.shape)}" for k, v in edit.operation.tensors().items())
         raise EditError(
-            f"weights are the same for all rows: {', '.join(rows)} of the edit at {site.name} "
-            "differs by row"
+            f"weights are the same for all rows: the {edit.operation.name} at {site.name} "
+            f"differs by row, it has {tensors}"
         )
-    if _point(site) in STREAM_WRITERS and not isinstance(edit.operation, Add):
+
+
+def _check_unwrapped(module: nn.Module) -> None:
+    """Refuse a network with an adapter: what is saved of it is the adapter alone."""
+    adapters = (type(m) for m in module.modules() if type(m).__module__.startswith("peft."))
+    if (kind := next(adapters, None)) is not None:
         raise EditError(
-            f"the stream at {site.name} comes by other ways than one map, so only add can be "
-            f"lowered there, got {edit.operation.name}; edit attn_out and mlp_out instead"
+            f"a network with an adapter saves the adapter alone, so its edits would be lost, got "
+            f"{kind.__name__}; merge it first: ak.open(m.module.merge_and_unload())"
         )
 
 
-def _point(site: Site) -> str:
-    return site.name.rpartition(".")[0].rpartition(".")[2]
+def _rewrite(network: nn.Module, path: str, weights: Weights) -> None:
+    """Give a module of the copy its new weights; a weight that others share is untied."""
+    module: Any = network.get_submodule(path)
+    old = module.weight
+    if weights.changed[0]:
+        new = weights.weight.mT if is_turned(module) else weights.weight
+        shared = sum(m is old for m in _weights_of(network)) > 1
+        module.weight = nn.Parameter(new.to(old).contiguous(), old.requires_grad)
+        if shared:
+            untie(network)
+    if weights.changed[1]:
+        bias = nn.Parameter(weights.bias.to(old), old.requires_grad)
+        _put_bias(network, module, bias)
 
 
-def _linear(model: Model, edit: Edit, site: Site, inputs: Any) -> tuple[str, int]:
-    """Return the path of the linear map whose output is the site's tensor, and its width."""
-    number = site.name.rpartition(".")[2]
-    stack = site.name.rpartition(".")[0].rpartition(".")[0]
-    if _point(site) in STREAM_WRITERS:
-        name = f"{STREAM_WRITERS[_point(site)]}.{number}"
-        site = model.sites(f"{stack}.{name}" if stack else name)[0]
-    inside = model.module.get_submodule(site.place.path) if site.place.side == "out" else None
-    maps = [
-        f"{site.place.path}.{name}".strip(".")
-        for name, module in (inside.named_modules() if inside is not None else ())
-        if _is_linear(module)
-    ]
-    if maps:
-        rec = model.run(_probe(model, inputs), record=[site.name, *(f"{p}:out" for p in maps)])
-        flat = rec[site.name].flatten(2)
-        for path in maps:
-            own = rec[f"{path}:out"]
-            if own.shape == flat.shape and torch.equal(own, flat):
-                return path, own.shape[-1]
-    raise EditError(
-        f"an edit is lowered into the linear map that writes its site: {site.name} is written by "
-        f"none of {maps or 'no map'} alone"
-    )
+def _put_bias(network: nn.Module, module: Any, bias: nn.Parameter) -> None:
+    """Give a module a bias, also under the other names that the same one has (BERT's head)."""
+    before = module.bias
+    for owner in network.modules():
+        for name, own in list(owner._parameters.items()):
+            if own is before and before is not None:
+                setattr(owner, name, bias)
+    module.bias = bias
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+def _weights_of(network: nn.Module) -> list[Any]:
+    return [p for _, p in network.named_parameters(remove_duplicate=False)]
+
+
+def _factors(weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (R, I), (D, R) and (D,) such that W' x + b' = W x + b + up down x + bias."""
+    before = Weights.of(weights.module)
+    u_DR, s_R, down_RI = torch.linalg.svd(weights.weight - before.weight, full_matrices=False)
+    # what edits of a few directions leave besides is rounding of float64
+    rank = int((s_R > 1e-9 * s_R.max().clamp_min(1e-30)).sum()) if s_R.any() else 0
+    rank = max(1, rank)
+    like = weights.module.weight
+    found = down_RI[:rank], u_DR[:, :rank] * s_R[:rank], weights.bias - before.bias
+    down_RI, up_DR, bias_D = (x.to("cpu", like.dtype) for x in found)
+    return down_RI, up_DR, bias_D
 
 
 def _probe(model: Model, inputs: Any) -> Any:
-    return [[5, 3, 8, 2, 7, 4], [6, 1, 9]] if inputs is None else inputs
+    """Return the inputs of a check, two rows of tokens if none are given."""
+    if inputs is not None:
+        return inputs
+    if getattr(getattr(model.module, "config", None), "is_encoder_decoder", False):
+        rows = {"input_ids": [[5, 3, 8], [6, 1, 9]], "decoder_input_ids": [[2, 7], [4, 6]]}
+        return {name: torch.tensor(ids) for name, ids in rows.items()}
+    return [[5, 3, 8, 2, 7, 4], [6, 1, 9]]
 
 
-def _affine(operation: Operation, width: int) -> tuple[Tensor, Tensor]:
-    """Return M and c of an operation, M y + c, in float64."""
-    eye_DD = torch.eye(width, dtype=torch.float64)
-    zero_D = torch.zeros(width, dtype=torch.float64)
-    if isinstance(operation, Add):
-        return eye_DD, zero_D + operation.scale * operation.vector.double().cpu()
-    if isinstance(operation, Scale):
-        factor = torch.as_tensor(operation.factor, dtype=torch.float64).cpu()
-        return eye_DD * factor, zero_D
-    if isinstance(operation, ProjectOut):
-        basis_JD = operation.basis_JD.double().cpu()
-        return eye_DD - basis_JD.mT @ basis_JD, zero_D
-    if isinstance(operation, Affine):
-        bias = zero_D if operation.bias is None else operation.bias.double().cpu()
-        return operation.matrix.double().cpu(), bias
-    raise EditError(f"{operation.name} is no affine map of its input")
+class _Check:
+    """Compares a lowered network with the edited one."""
 
+    def __init__(self, model: Model, edits: list[Edit], inputs: Any) -> None:
+        """Run the network with the edits and without."""
+        probe = _probe(model, inputs)
+        self._batch = model.encode(probe)
+        self._edited = _output(model.run(probe, edits=edits).output)
+        self._plain = _output(model.run(probe).output)
+        self._eps = torch.finfo(next(model.module.parameters()).dtype).eps
 
-def _weight(module: Any) -> Tensor:
-    """Return the (D, I) weight in float64; transformers' Conv1D keeps it turned."""
-    weight: Tensor = module.weight.detach().double().cpu()
-    return weight if isinstance(module, nn.Linear) else weight.mT
-
-
-def _rewrite(module: Any, change: _Change) -> None:
-    """Put W' = M W and b' = M b + c into a linear map."""
-    weight_DI = change.matrix_DD @ _weight(module)
-    own = module.bias
-    bias_D = change.bias_D
-    if own is not None:
-        bias_D = bias_D + change.matrix_DD @ own.detach().double().cpu()
-    old = module.weight
-    new = weight_DI if isinstance(module, nn.Linear) else weight_DI.mT
-    module.weight = nn.Parameter(new.to(old).contiguous(), old.requires_grad)
-    if own is not None or bias_D.any():
-        module.bias = nn.Parameter(bias_D.to(old), old.requires_grad)
-
-
-def _declare_biases(module: nn.Module) -> None:
-    """Give all maps of a block's part a bias where one has got one that the config denies."""
-    config = getattr(module, "config", None)
-    for flag, part in BIAS_FLAGS.items():
-        parts = [own for name, own in module.named_modules() if name.endswith(f".{part}")]
-        maps = [m for own in parts for m in own.modules() if isinstance(m, nn.Linear)]
-        if getattr(config, flag, None) is False and any(m.bias is not None for m in maps):
-            setattr(config, flag, True)
-            for own in (m for m in maps if m.bias is None):
-                zeros = own.weight.new_zeros(own.out_features)
-                own.bias = nn.Parameter(zeros, own.weight.requires_grad)
-
-
-def _factors(module: Any, change: _Change) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (R, I), (D, R) and (D,) such that W' x + b' = W x + b + up down x + bias."""
-    less_DD = change.matrix_DD - torch.eye(len(change.bias_D), dtype=torch.float64)
-    u_DD, s_D, v_DD = torch.linalg.svd(less_DD)
-    rank = max(1, int((s_D > 1e-9 * s_D.max().clamp_min(1e-30)).sum()) if s_D.any() else 1)
-    down_RI = v_DD[:rank] @ _weight(module)
-    up_DR = u_DD[:, :rank] * s_D[:rank]
-    bias_D = change.bias_D
-    if module.bias is not None:
-        bias_D = bias_D + less_DD @ module.bias.detach().double().cpu()
-    like = module.weight
-    return down_RI.to("cpu", like.dtype), up_DR.to("cpu", like.dtype), bias_D.to("cpu", like.dtype)
-
-
-def _check_equal(model: Model, edits: Sequence[Edit], baked: Model, inputs: Any) -> None:
-    """Refuse a copy whose outputs are not those of the edited network."""
-    probe = _probe(model, inputs)
-    edited = _output(model.run(probe, edits=edits).output)
-    own = _output(baked.run(probe).output)
-    error = (edited - own).abs().max() / edited.abs().max().clamp_min(1e-30)
-    dtype = next(model.module.parameters()).dtype
-    allowed = max(TOLERANCE, 30 * torch.finfo(dtype).eps)
-    if not error <= allowed:
-        raise EditError(
-            f"a baked network must do what the edits do, its output is {error.item():.2g} of "
-            f"the largest value off (allowed {allowed:.2g})"
-        )
+    def __call__(self, module: nn.Module, what: str = "a baked network") -> None:
+        """Refuse a network whose outputs are not those of the edited one."""
+        with torch.no_grad():
+            own = _output(module(*self._batch.args, **self._batch.kwargs))
+        largest = self._edited.abs().max().clamp_min(1e-30)
+        error = (self._edited - own).abs().max() / largest
+        effect = (self._edited - self._plain).abs().max() / largest
+        allowed = max(TOLERANCE, 30 * self._eps)
+        rounding = (100 if self._eps < 1e-3 else 8) * self._eps
+        allowed = min(allowed, max(SHARE * effect.item(), rounding))
+        if not error <= allowed:
+            raise EditError(
+                f"{what} must do what the edits do, its output is {error.item():.2g} of "
+                f"the largest value off (allowed {allowed:.2g})"
+            )
 
 
 def _output(output: Any) -> Tensor:
     found = getattr(output, "logits", output)
-    found = found[0] if isinstance(found, tuple | list) else found
+    while isinstance(found, Mapping | tuple | list) and len(found):
+        found = next(iter(found.values())) if isinstance(found, Mapping) else found[0]
     if not isinstance(found, Tensor):
         raise EditError(f"baking is checked on a tensor, the output is {type(found).__name__}")
     return found.float()

@@ -15,9 +15,9 @@ from actkit.core.addresses import Addresses
 from actkit.core.caches import caches_among
 from actkit.core.compat import cache_keywords, generation_setting
 from actkit.core.context import ForwardContext
-from actkit.core.edit import Edit
+from actkit.core.edit import Edit, as_edits
 from actkit.core.engines import Ray, run_shares
-from actkit.core.errors import InputError, SiteError
+from actkit.core.errors import EditError, InputError, SiteError
 from actkit.core.hooks import Hooks, Stop
 from actkit.core.inputs import Batch, Encoder
 from actkit.core.networks import find
@@ -151,6 +151,7 @@ class Model:
             The new text of each row, without the prompt; of each of its sequences where several
             are asked for.
         """
+        edits = as_edits(edits)
         batch = self.encode(prompts)
         module: Any = self.module
         if not hasattr(module, "generate") or self.tokenizer is None:
@@ -222,7 +223,10 @@ class Model:
                 or another budget, "500MB".
             grad: Keep the graph, so that the metric can be differentiated by what is in edits.
         """
-        return sweep(self, inputs, variants, metric, at, batch, grad)
+        if isinstance(variants, Edit):
+            raise EditError(f"variants must be lists of edits, got one edit: {variants!r}")
+        versions = [as_edits(v) for v in variants]
+        return sweep(self, inputs, versions, metric, at, batch, grad)
 
     def observe(
         self,
@@ -246,7 +250,7 @@ class Model:
         Returns:
             For each site, and for each tuple, its own readings, fed.
         """
-        share = partial(observe, self, data, readings, batch_size, edits)
+        share = partial(observe, self, data, readings, batch_size, as_edits(edits))
         return merged(run_shares(share, engine, "observing"))
 
     def harvest(self, data: Any, record: Names, to: Any, **settings: Any) -> "Store":
@@ -293,7 +297,7 @@ class Model:
                 taps.append(latest[spot])
             return latest[spot]
 
-        for edit in edits:
+        for edit in as_edits(edits):
             for site in self._addresses.find(edit.site):
                 if not edit.operation.neutral:
                     tap_at(site).edits.append(edit)

@@ -131,6 +131,7 @@ def _has_head(network: Any) -> bool:
 
 
 def _headless(site: Site) -> Site:
-    if site.name.rpartition(".")[2] != "logits" or site.refused:
+    if site.point != "logits" or site.refused:
         return site
-    return Site(site.name, refused="this network has no output head", stack=site.stack)
+    reason = "this network has no output head"
+    return Site(site.name, refused=reason, stack=site.stack, point=site.point)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from actkit.core.adapters import hub_adapter, is_adapter, load_adapter
 from actkit.core.bundled import BUNDLED, load_bundled
 from actkit.core.errors import ModelError
 from actkit.core.gguf import load_gguf
 from actkit.core.model import Model
-from actkit.core.pretrained import Loaded, Options, load_folder, load_hub
+from actkit.core.pretrained import Loaded, Options, load_folder, load_hub, require
 
 HUB_ID = re.compile(r"(?=.{1,96}$)\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -38,6 +39,7 @@ def open(
               packages. A folder of the same name is opened as `"./smollm2"`.
             - A folder that `save_pretrained` wrote, or a model's id on the Hub. Without a
               connection, the Hub's own cache is used.
+            - A folder with an adapter of PEFT: its base is opened, and the adapter put on it.
             - A `.gguf` file: de-quantised once, then kept in the user's cache.
             - Any `torch.nn.Module`: taken as it is, in the mode, on the device and in the dtype it
               has. Put it in `eval()` first if its dropout should rest.
@@ -78,6 +80,9 @@ def _load(source: str | PathLike[str], options: Options) -> Loaded:
         return load_bundled(source, options)
     path = Path(text).expanduser()
     if text and os.path.isdir(path):
+        inner = path / options.kwargs.get("subfolder", "")
+        if is_adapter(inner):
+            return load_adapter(inner, path.resolve().name, options, _load)
         return load_folder(path, path.resolve().name, options)
     if os.path.isfile(path):
         if path.suffix.lower() != ".gguf":
@@ -87,6 +92,9 @@ def _load(source: str | PathLike[str], options: Options) -> Loaded:
         return load_gguf(path, options)
     if path.suffix.lower() == ".gguf" or not (isinstance(source, str) and HUB_ID.fullmatch(text)):
         raise ModelError(f"no such folder or file, nor a Hub id or a bundled name: {text!r}")
+    require("transformers")
+    if (folder := hub_adapter(text, options)) is not None:
+        return load_adapter(folder, text, options, _load)
     return load_hub(text, options, _hint(text))
 
 

@@ -7,7 +7,9 @@ heads as (B, T, H, K), at attention sites as (B, T, H, S), of an image as (B, Y 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Self
+from functools import partial
+from textwrap import shorten
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from torch import Tensor
 from actkit.core.context import ForwardContext
 from actkit.core.errors import EditError
 from actkit.core.layout import rows_first
+
+HALF = (torch.float16, torch.bfloat16)
+"""Dtypes in which a sum of a few hundred products would lose its digits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +30,28 @@ class Operation(ABC):
         boundless: The tensor fields that may hold infinite numbers.
         tokenwise: What it does at a token depends on that token alone, so that a run may begin
             at the first token that it changes.
+        wide: In half precision it is computed in float32, tensors too, and rounded once; False
+            for what only puts values in place, or calls code that is to see the site's own dtype.
     """
 
     boundless: ClassVar[frozenset[str]] = frozenset()
     tokenwise: ClassVar[bool] = False
+    wide: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Keep the one-line form, which `dataclass` would replace by one with all numbers."""
+        super().__init_subclass__(**settings)
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = Operation.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        """Return name and fields in one line, tensors by shape and norm."""
+        return f"{self.name}({self.summary()})"
+
+    def summary(self) -> str:
+        """Return the fields in one line, tensors by shape and norm."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return ", ".join(f"{k} {brief(v)}" for k, v in values.items() if v is not None)
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -53,14 +76,20 @@ class Operation(ABC):
         """Return the operation as it acts in one pass."""
         return self
 
+    def acting(self, context: ForwardContext) -> Callable[[Tensor], Tensor]:
+        """Return the operation as it acts in one pass, rounded once in half precision."""
+        run = self.at(context)
+        return partial(_rounded_once, run) if self.wide else run
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the fields that are tensors."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {k: v for k, v in values.items() if isinstance(v, Tensor)}
 
     def like(self, x: Tensor, axes: str) -> Self:
-        """Return the operation with its tensors on x's device and in its dtype."""
-        alike = {k: _like(v, x, k not in self.boundless) for k, v in self.tensors().items()}
+        """Return the operation with its tensors on x's device, in the dtype it computes in."""
+        dtype = working_dtype(x.dtype) if self.wide else x.dtype
+        alike = {k: _like(v, x, dtype, k not in self.boundless) for k, v in self.tensors().items()}
         return replace(self, **alike)
 
     def since(self, token: int, axes: str) -> Self:
@@ -117,6 +146,7 @@ class Set(Operation):
     """Put a value in place of what is there."""
 
     tokenwise: ClassVar[bool] = True
+    wide: ClassVar[bool] = False
     value: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -202,6 +232,7 @@ class Swap(Operation):
     """Put in what another run had at the same site; the value has the site's own axes."""
 
     tokenwise: ClassVar[bool] = True
+    wide: ClassVar[bool] = False
     value: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -225,7 +256,7 @@ class Swap(Operation):
 
     def like(self, x: Tensor, axes: str) -> Self:
         """Return the operation with its value turned rows first, on x's device."""
-        return replace(self, value=rows_first(_like(self.value, x), axes))
+        return replace(self, value=rows_first(_like(self.value, x, x.dtype), axes))
 
     def width(self) -> int | None:
         """Checked when it runs, since the shape depends on the inputs."""
@@ -240,6 +271,7 @@ class Swap(Operation):
 class Apply(Operation):
     """Call a function of the user's on a copy of x; it returns the same shape and dtype."""
 
+    wide: ClassVar[bool] = False
     fn: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -255,13 +287,62 @@ class Apply(Operation):
         return new
 
 
-def _like(value: Tensor, x: Tensor, bounded: bool = True) -> Tensor:
-    """Return the value on x's device and in its dtype; refuse one that overflows there if bounded.
+def brief(value: Any) -> str:
+    """Return a value in a few words: a tensor by shape and norm, a function by its name.
+
+    Example:
+        >>> brief(torch.ones(3, 4)), brief(0.5), brief(torch.ones(2))
+        ('(3, 4) of norm 3.46', '0.5', '[1, 1]')
+    """
+    if isinstance(value, Tensor):
+        return _brief_tensor(value.detach())
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if callable(value):
+        return getattr(value, "__name__", type(value).__name__)
+    return shorten(repr(value), 60, placeholder="...")
+
+
+def _brief_tensor(value: Tensor) -> str:
+    dtype = "" if value.dtype == torch.float32 else f" {str(value.dtype).removeprefix('torch.')}"
+    if value.is_meta:
+        return f"{tuple(value.shape)}{dtype} on meta"
+    if value.dim() == 0:
+        return f"{value.item():.4g}{dtype}"
+    if value.dim() == 1 and len(value) <= 4:
+        return f"[{', '.join(f'{n:.4g}' for n in value.tolist())}]{dtype}"
+    if not value.is_floating_point():
+        return f"{tuple(value.shape)}{dtype}"
+    return f"{tuple(value.shape)}{dtype} of norm {value.double().norm().item():.3g}"
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which sums and products of values of a dtype are formed.
+
+    Example:
+        >>> working_dtype(torch.bfloat16), working_dtype(torch.float64)
+        (torch.float32, torch.float64)
+    """
+    return torch.float32 if dtype in HALF else dtype
+
+
+def _rounded_once(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Run an operation in the dtype it computes in; return x itself where it does."""
+    if x.dtype not in HALF:
+        return run(x)
+    wide = x.float()
+    new = run(wide)
+    return x if new is wide else new.to(x.dtype)
+
+
+def _like(value: Tensor, x: Tensor, dtype: torch.dtype, bounded: bool = True) -> Tensor:
+    """Return the value on x's device and in a dtype; refuse one too large for x's if bounded.
 
     Whole numbers, which are indices, keep their dtype.
     """
-    new = value.to(x.device, x.dtype if value.is_floating_point() else value.dtype)
-    if bounded and new.dtype != value.dtype and not new.isfinite().all():
+    new = value.to(x.device, dtype if value.is_floating_point() else value.dtype)
+    narrowed = value.is_floating_point() and value.dtype != x.dtype
+    if bounded and narrowed and not new.to(x.dtype).isfinite().all():
         raise EditError(
             f"an edit must be finite in its site's {x.dtype}, got {value.dtype} "
             f"up to {value.abs().max().item():.3g} in shape {tuple(value.shape)}"

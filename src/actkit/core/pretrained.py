@@ -110,15 +110,19 @@ def load_hub(repo: str, options: Options, hint: str = "") -> Loaded:
     return _load(repo, repo, options)
 
 
-def require(*packages: str) -> None:
+def require(*packages: str, extra: str = "default") -> None:
     """Refuse to go on without these packages, and say how to install them.
+
+    Args:
+        packages: Their names.
+        extra: The extra of actkit that installs them.
 
     Raises:
         ModelError: One of them is not installed.
     """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        command = "pip install 'actkit[default]'"
+        command = f"pip install 'actkit[{extra}]'"
         raise ModelError(f"opening this needs {' and '.join(missing)}; run: {command}")
 
 
@@ -206,8 +210,8 @@ def _load(source: str, name: str, options: Options) -> Loaded:
     what = name if name == source else f"{name} ({source})"
     with opening(f"cannot open {what}"), quiet_bars():
         module = _module(source, options)
-        tokenizer = _companion(source, options, "AutoTokenizer", TOKENIZER_FILES)
-        processor = _companion(source, options, "AutoProcessor", PROCESSOR_FILES)
+        tokenizer = companion(source, options, "AutoTokenizer", TOKENIZER_FILES)
+        processor = companion(source, options, "AutoProcessor", PROCESSOR_FILES)
         if options.device is not None:
             module.to(options.device)
     return Loaded(module, tokenizer, processor, name)
@@ -263,7 +267,7 @@ def _report_missing(source: str, module: nn.Module, missing: list[str]) -> None:
     )
 
 
-def _companion(source: str, options: Options, loader: str, files: tuple[str, ...]) -> Any:
+def companion(source: str, options: Options, loader: str, files: tuple[str, ...]) -> Any:
     """Return the user's own tokenizer or processor, else the source's, None if it has none."""
     import transformers
     from transformers.utils.hub import has_file

@@ -25,8 +25,9 @@ What the points mean, in every architecture that has them:
 - `final_norm`: what the norm after the last block returns; `logits`: what the network returns.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import Any
 
 from torch import Tensor
@@ -42,6 +43,9 @@ POINTS = (
 
 WHOLE = ("embeddings", "final_norm", "logits")
 """Points that a stack has once, not once a block."""
+
+MOST_LINES = 60
+"""How many lines a printed list of sites has at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,9 @@ class Site:
         shape: Axes of the tensor, for example ("batch", "token", 576); None if only a run tells.
         where: The module's path and side; for what is computed beside a module, its path.
         refused: Why this network lacks the site; "" if it has it.
+        point: Its kind of place, "resid_post"; "" for a module path.
+        layer: Its block; None where a stack has the point once, and for a module path.
+        head: Its one head, None for all of them.
     """
 
     name: str
@@ -161,6 +168,26 @@ class Site:
     place: Place = field(default=Place("", "out"), repr=False)
     stack: Stack | None = field(default=None, repr=False)
     head: int | None = None
+    point: str = ""
+    layer: int | None = None
+
+    def __repr__(self) -> str:
+        """Return one line: name, axes and where it is, or why it is refused."""
+        return f"Site({self.name}: {self.summary()})"
+
+    def summary(self) -> str:
+        """Return axes and place, or why the network lacks it."""
+        told = _axes(self)
+        return told if self.where in ("", self.name) else f"{told} at {self.where}"
+
+    @property
+    def canonical(self) -> str:
+        """Return actkit's own name of the site, whatever alias it was asked for by."""
+        if not self.point:
+            return self.name
+        stack = self.stack.name if self.stack is not None else ""
+        parts = (stack, self.point, self.layer, self.head)
+        return ".".join(str(part) for part in parts if part not in ("", None))
 
     @property
     def axes(self) -> str:
@@ -177,6 +204,49 @@ class Site:
         if self.shape is None or "S" in self.axes:
             return None
         return tuple(n for n in self.shape if isinstance(n, int))
+
+
+class Sites(list[Site]):
+    """A list of sites that prints as a table, a point a line."""
+
+    def __repr__(self) -> str:
+        """Return the number of sites, then for each point its first and last site and its axes."""
+        lines = [f"  {names}  {axes}" for names, axes in self._aligned()]
+        return "\n".join([f"{len(self)} site{'s' * (len(self) != 1)}", *lines])
+
+    def _repr_html_(self) -> str:
+        """Return the same table for a notebook."""
+        cells = "".join(
+            f"<tr><td>{escape(names)}</td><td>{escape(axes)}</td></tr>"
+            for names, axes in self._rows()
+        )
+        return f"<table><tr><th>{len(self)} sites</th><th>axes</th></tr>{cells}</table>"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Return what is said of each point: names, and axes or the reason of a refusal."""
+        groups: dict[tuple[Any, ...], list[Site]] = {}
+        for site in self:
+            key = (site.stack and site.stack.name, site.point or site.name, site.shape)
+            groups.setdefault((*key, site.refused, site.head), []).append(site)
+        rows = [(_span(own), _axes(own[0])) for own in groups.values()]
+        hidden = len(rows) - MOST_LINES
+        return rows if hidden <= 0 else [*rows[:MOST_LINES], (f"and {hidden} more", "")]
+
+    def _aligned(self) -> list[tuple[str, str]]:
+        rows = self._rows()
+        width = max((len(names) for names, _ in rows), default=0)
+        return [(names.ljust(width), axes) for names, axes in rows]
+
+
+def _span(sites: Sequence[Site]) -> str:
+    first, last = sites[0].name, sites[-1].name
+    return first if len(sites) == 1 else f"{first} to {last} ({len(sites)})"
+
+
+def _axes(site: Site) -> str:
+    if site.refused:
+        return f"refused: {site.refused}"
+    return "axes as in the run" if site.shape is None else f"({', '.join(map(str, site.shape))})"
 
 
 def stack_sites(stack: Stack, base: str) -> list[Site]:
@@ -200,7 +270,8 @@ def stack_sites(stack: Stack, base: str) -> list[Site]:
 def _site(stack: Stack, name: str, point: str, module: str, block: int | None) -> Site:
     place = _attention_place(stack, point) or stack.places.get(point)
     if place is None or point in stack.lacks:
-        return Site(name, refused=stack.lacks.get(point, _reason(stack, point)), stack=stack)
+        reason = stack.lacks.get(point, _reason(stack, point))
+        return Site(name, refused=reason, stack=stack, point=point, layer=block)
     if point == "logits":
         module = ""
     path = ".".join(filter(None, (module, place.path)))
@@ -209,7 +280,7 @@ def _site(stack: Stack, name: str, point: str, module: str, block: int | None) -
     if place.side in ("scores", "probs"):
         shape = ("batch", stack.heads, "token", "key")
     place = replace(place, path=path, call=call)
-    return Site(name, shape, _address(place), "", place, stack)
+    return Site(name, shape, _address(place), "", place, stack, point=point, layer=block)
 
 
 def _address(place: Place) -> str:

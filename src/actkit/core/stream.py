@@ -103,6 +103,26 @@ def encoded(
         raise InputError("data must hold at least one sample, got none")
 
 
+def as_readings(readings: Any) -> list[Any]:
+    """Return readings as a list; one reading alone is a list of one.
+
+    Raises:
+        InputError: Something among them is no reading.
+    """
+    alone = isinstance(readings, type) or not isinstance(readings, Iterable)
+    found = [readings] if alone or hasattr(readings, "update") else list(readings)
+    for reading in found:
+        if isinstance(reading, type):
+            name = reading.__name__
+            raise InputError(f"a reading must be an instance, {name}(), got the class {name}")
+        if not callable(getattr(reading, "update", None)) or isinstance(reading, dict | set):
+            raise InputError(
+                "a reading must have update(acts, rows), merge(other) and result(), "
+                f"got {type(reading).__name__}"
+            )
+    return found
+
+
 class Feeder:
     """Hands what flows through a network to copies of readings.
 
@@ -123,7 +143,7 @@ class Feeder:
             if joint:
                 self._joint[names] = tuple(s.name for s in found)
             for key in [names] if joint else [s.name for s in found]:
-                self.fed.setdefault(key, []).extend(map(copy.deepcopy, templates))
+                self.fed.setdefault(key, []).extend(map(copy.deepcopy, as_readings(templates)))
         self._wanted = {name for names in self._joint.values() for name in names}
 
     def take(self, batch: Batch, first: int = 0, edits: Sequence[Edit] = ()) -> None:

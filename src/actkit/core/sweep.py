@@ -142,7 +142,7 @@ def _worth_recording(base: Batch, variants: Sequence[Sited]) -> list[Site]:
 
     Of the logits only some columns are computed, so their rows are not those of the tokens.
     """
-    known = ((e, s) for v in variants for e, s in v if s.unit_shape and s.name != "logits")
+    known = ((e, s) for v in variants for e, s in v if s.unit_shape and s.point != "logits")
     sites = {s.name: s for e, s in known if e.operation.tokenwise}
     tokens = 0 if base.tokens is None else base.tokens.numel()
     size = tokens * sum(prod(s.unit_shape or ()) for s in sites.values())
@@ -190,7 +190,7 @@ def _shared(
         starts = [v.block or 0 for v in group]
         if any(site.place.layout.flat for v in group for _, site in v.edits):
             starts = [starts[0]] * len(starts)  # their rows are told apart by the batch's size
-        whole = any(site.name == "logits" or not site.stack for v in group for _, site in v.edits)
+        whole = any(site.point == "logits" or not site.stack for v in group for _, site in v.edits)
         logits = trunk.resume(edits, starts, token, grad, whole_head=whole)
         values = _checked(metric(logits), len(logits)).view(len(group), rows)
         found |= dict(zip([v.index for v in group], values, strict=True))

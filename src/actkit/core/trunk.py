@@ -153,11 +153,9 @@ class Trunk:
         """Return the first block whose computation an edit of a site changes; 0 if unknown."""
         if site.stack is None or site.stack.name:
             return 0
-        if site.name in ("final_norm", "logits"):
+        if site.point in ("final_norm", "logits"):
             return self.num_blocks
-        point, _, number = site.name.partition(".")
-        block = number.partition(".")[0]
-        return int(block) + (point == "resid_post") if block.isdigit() else 0
+        return 0 if site.layer is None else site.layer + (site.point == "resid_post")
 
     def meant_from(self, edit: Edit, token: int) -> bool:
         """Say whether an edit is meant for a column from `token` on, or for none at all."""

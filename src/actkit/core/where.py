@@ -54,6 +54,10 @@ class Where:
         if self.steps is not None and _lowest(self.steps) < 0:
             raise EditError(f"steps count forwards from 0, the prompt, got {self.steps!r}")
 
+    def __repr__(self) -> str:
+        """Return the fields that choose, in one line."""
+        return f"Where({self})"
+
     def __str__(self) -> str:
         """Return the fields that choose, tensors by their shapes."""
         chosen = {k: v for k, v in vars(self).items() if v is not None}

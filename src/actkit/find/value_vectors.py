@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from actkit.catalog import method
+from actkit.core.addresses import layer_of
 from actkit.core.errors import InputError
 from actkit.core.model import Model
 from actkit.core.progress import track
@@ -130,7 +131,7 @@ def value_vectors(
     out_VD = out_VD.to(dtype or out_VD.dtype)
     vectors, tokens = {}, {}
     for site in track(sites, "projecting value vectors"):
-        layer = int(site.name.rpartition(".")[2])
+        layer = layer_of(site.canonical)
         vectors[layer] = _columns(model, site)
         logits_FV = vectors[layer].to(out_VD) @ out_VD.mT
         tokens[layer] = logits_FV.topk(top_k).indices

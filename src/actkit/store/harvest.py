@@ -16,7 +16,7 @@ from torch import Tensor
 
 from actkit.core.context import ForwardContext
 from actkit.core.digest import digest
-from actkit.core.edit import Edit
+from actkit.core.edit import Edit, as_edits
 from actkit.core.engines import Ray, run_shares
 from actkit.core.errors import BusyError, InputError, StoreError
 from actkit.core.inputs import Batch
@@ -152,6 +152,7 @@ def harvest(
             disk failed.
         EngineError: Ray is not installed, or a worker died too often.
     """
+    settings = {**settings, "edits": as_edits(settings.get("edits", ()))}
     job = Job(model=model, data=data, record=record, to=Path(to), **settings)
     if isinstance(engine, Ray):
         return _ray(job, engine)

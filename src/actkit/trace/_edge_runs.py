@@ -11,7 +11,7 @@ positions, D width, H heads, K head width.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -87,6 +87,7 @@ class EdgeRuns:
 class _Visit(Operation):
     """Hands the values at a site to a function, which may return others."""
 
+    wide: ClassVar[bool] = False
     fn: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor) -> Tensor:

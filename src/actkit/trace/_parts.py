@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actkit.core.addresses import layer_of, plain_name
 from actkit.core.errors import InputError, SiteError
 from actkit.core.model import Model
 from actkit.core.sites import Site
@@ -28,6 +29,10 @@ class Part:
     head: int | None = None
     unit: int | None = None
 
+    def __post_init__(self) -> None:
+        """Call the site by actkit's own name, since methods tell points apart by it."""
+        object.__setattr__(self, "site", plain_name(self.site))
+
     def __str__(self) -> str:
         """Return the name: z.5.3, resid_pre.4@7, mlp_hidden.2[81]."""
         head = "" if self.head is None else f".{self.head}"
@@ -38,7 +43,7 @@ class Part:
     @property
     def layer(self) -> int:
         """Return the block's index."""
-        return int(self.site.rpartition(".")[2])
+        return layer_of(self.site)
 
     @property
     def where(self) -> Where:
