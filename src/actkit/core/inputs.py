@@ -138,8 +138,22 @@ class Encoder:
                 "pass processor= to ak.open, or give a tensor"
             )
         sees = "pixel_values" in inspect.signature(self._module.forward).parameters
-        word = "images" if sees else "audio"
-        return self._given((), dict(self._processor(**{word: list(inputs)}, return_tensors="pt")))
+        if sees:
+            fed = self._processor(images=list(inputs), return_tensors="pt")
+        else:
+            fed = self._processor(audio=list(inputs), return_tensors="pt", **self._sound_mask())
+        return self._given((), dict(fed))
+
+    def _sound_mask(self) -> dict[str, bool]:
+        """Return what asks the processor for the mask of silence behind a sound.
+
+        Whisper's extractor pads to 30 seconds without a word. Only a mask that is asked for in the
+        call is counted in columns of the spectrogram, as the features are, and not in samples.
+        Networks that read the waveform compute otherwise with a mask, so it is left to them.
+        """
+        extractor = getattr(self._processor, "feature_extractor", self._processor)
+        spectral = "input_features" in getattr(extractor, "model_input_names", ())
+        return {"return_attention_mask": True} if spectral else {}
 
     def _array(self, array: Tensor) -> Batch:
         name = getattr(self._inner, "main_input_name", None)

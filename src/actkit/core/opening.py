@@ -34,8 +34,9 @@ def open(
     Args:
         source: One of
 
-            - `"smollm2"`, `"minilm"`, `"efficientnet-lite0"`: real networks that come in registry
-              packages. A folder of the same name is opened as `"./smollm2"`.
+            - `"smollm2"`, `"minilm"`, `"efficientnet-lite0"`, `"gemma-270m"`, `"whisper-tiny"`:
+              real networks that come in registry packages. A folder of the same name is opened as
+              `"./smollm2"`.
             - A folder that `save_pretrained` wrote, or a model's id on the Hub. Without a
               connection, the Hub's own cache is used.
             - A `.gguf` file: de-quantised once, then kept in the user's cache.
