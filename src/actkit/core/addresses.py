@@ -1,13 +1,14 @@
 """From what a user calls a site to the site: names, patterns, heads, aliases and module paths."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import nn
 
+from actkit.core.axes import AxesByModule
 from actkit.core.errors import SiteError
 from actkit.core.sites import POINTS, Place, Site
 
@@ -44,9 +45,22 @@ _PATH = re.compile(r"(?P<path>[^:]*):(?P<side>in|out)(?P<items>(\.\w+)*)(#(?P<ca
 class Addresses:
     """All sites of one network, found by what users write."""
 
-    def __init__(self, module: nn.Module, sites: Iterable[Site], prefixes: Iterable[str]) -> None:
-        """Index the sites of the network's tables; `prefixes` may stand in front of their names."""
-        self._module = module
+    def __init__(
+        self,
+        module: nn.Module,
+        sites: Iterable[Site],
+        prefixes: Iterable[str],
+        axes: Mapping[str, str] | None = None,
+    ) -> None:
+        """Index the sites of the network's tables; `prefixes` may stand in front of their names.
+
+        Args:
+            module: The network.
+            sites: All sites of its tables.
+            prefixes: What may stand in front of their names.
+            axes: What the user told of the axes of modules' tensors, by site name or pattern.
+        """
+        self._module, self._axes = module, AxesByModule(module, axes)
         self._sites = {s.name: s for s in sites}
         self._prefixes = tuple(f"{p}." for p in prefixes if p)
 
@@ -160,7 +174,7 @@ class Addresses:
         items = tuple(int(i) if i.isdigit() else i for i in match["items"].split(".")[1:])
         call = None if match["call"] is None else int(match["call"])
         place = Place(match["path"], match["side"], items, call=call, fleeting=True)
-        return Site(name, None, name, place=place)
+        return Site(name, None, name, place=place, known=self._axes.at(name, place.path, items))
 
     def _modules(self, pattern: str) -> list[Site]:
         """Return the sites of the modules that match; lists and the like never run."""

@@ -15,7 +15,7 @@ from actkit.core.addresses import Addresses
 from actkit.core.context import ForwardContext
 from actkit.core.edit import Edit
 from actkit.core.engines import Ray, run_shares
-from actkit.core.errors import EditError, InputError
+from actkit.core.errors import EditError, InputError, SiteError
 from actkit.core.hooks import Hooks, Stop
 from actkit.core.inputs import Batch, Encoder
 from actkit.core.networks import find
@@ -52,15 +52,19 @@ class Model:
         processor: Any = None,
         name: str = "",
         opener: "Callable[[], Model] | None" = None,
+        axes: Mapping[str, str] | None = None,
     ) -> None:
-        """Look at the structure; a decoder without a table is run on ten tokens to prove it."""
+        """Look at the structure; a decoder without a table is run on ten tokens to prove it.
+
+        `axes` tells which axis of modules' tensors is which, by site name or pattern.
+        """
         self.module, self.tokenizer, self.processor = module, tokenizer, processor
         self.name, self.opener = name or type(module).__name__, opener
         self.encode = Encoder(module, tokenizer, processor)
         network = find(module)
         self.note = network.note
         self._roots = network.roots or {}
-        self._addresses = Addresses(module, network.sites, network.prefixes)
+        self._addresses = Addresses(module, network.sites, network.prefixes, axes)
 
     def __repr__(self) -> str:
         """Return name, class and size."""
@@ -101,22 +105,27 @@ class Model:
             grad: Keep the graph, so that recorded tensors can be differentiated.
         """
         values: dict[str, Tensor] = {}
-        rows: dict[str, Rows] = {}
+        rows: dict[str, Rows | SiteError] = {}
+        axes: dict[str, str] = {}
 
         def keep(site: Site, x: Tensor, context: ForwardContext) -> None:
             values[site.name] = x if grad else x.detach()
-            rows[site.name] = rows_at(site, x, context)
+            try:
+                rows[site.name] = rows_at(site, x, context)
+                axes[site.name] = site.axes_of(x)
+            except SiteError as error:
+                rows[site.name] = error  # the tensor can be had; who asks for its rows is told
 
         batch = self.encode(inputs)
         sites = self._addresses.find(record)
         taps = self._taps(sites, keep, edits)
         output = self._forward(batch, taps, grad, bool(sites) and not logits)
         check_run(taps)
-        main = next(iter(rows.values()), None) if batch.tokens is None else _token_rows(batch)
+        known = (own for own in rows.values() if isinstance(own, Rows))
+        main = next(known, None) if batch.tokens is None else _token_rows(batch)
         if main is None:
             main = Rows.of(torch.ones(0, 0, dtype=torch.bool))
         found = _logits(output) if logits else None
-        axes = {s.name: s.axes for s in sites}
         return Recording({s.name: values[s.name] for s in sites}, rows, main, found, output, axes)
 
     def generate(

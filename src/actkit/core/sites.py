@@ -31,6 +31,7 @@ from typing import Any
 
 from torch import Tensor
 
+from actkit.core.axes import Axes
 from actkit.core.layout import PLAIN, Layout
 
 POINTS = (
@@ -152,6 +153,7 @@ class Site:
         shape: Axes of the tensor, for example ("batch", "token", 576); None if only a run tells.
         where: The module's path and side; for what is computed beside a module, its path.
         refused: Why this network lacks the site; "" if it has it.
+        known: What is known of the axes of a module's tensor before it is seen.
     """
 
     name: str
@@ -161,6 +163,15 @@ class Site:
     place: Place = field(default=Place("", "out"), repr=False)
     stack: Stack | None = field(default=None, repr=False)
     head: int | None = None
+    known: Axes | None = field(default=None, repr=False)
+
+    def axes_of(self, x: Tensor) -> str:
+        """Return the axes' letters of a tensor that was met at the site.
+
+        Raises:
+            SiteError: Nothing tells which axis is which.
+        """
+        return self.axes or (self.known or Axes(self.name)).of(x)
 
     @property
     def axes(self) -> str:
