@@ -10,6 +10,7 @@ from torch import nn
 
 from actkit.core.axes import AxesByModule
 from actkit.core.errors import SiteError
+from actkit.core.reach import reached_modules, submodule, why_not_reached
 from actkit.core.sites import POINTS, Place, Site
 
 ALIASES = {
@@ -81,6 +82,9 @@ class Addresses:
         for name in [names] if isinstance(names, str) else names:
             for site in self._find(name):
                 found.setdefault(site.name, site)
+        for site in found.values():
+            if reason := why_not_reached(self._module, site.place.path):
+                raise SiteError(f"{site.name} cannot be met: {reason}")
         return list(found.values())
 
     def _find(self, name: str) -> list[Site]:
@@ -168,7 +172,7 @@ class Addresses:
                 f"and #n for its n-th call, got {name!r}"
             )
         try:
-            self._module.get_submodule(match["path"])
+            submodule(self._module, match["path"])
         except AttributeError as error:
             raise SiteError(self._unknown(name)) from error
         items = tuple(int(i) if i.isdigit() else i for i in match["items"].split(".")[1:])
@@ -182,7 +186,7 @@ class Addresses:
         bare, suffix = match.groups() if match else (pattern, "")
         names = [
             f"{path}:{side}"
-            for path, module in self._module.named_modules()
+            for path, module in reached_modules(self._module)
             if path and type(module).forward is not nn.Module.forward
             for side in ("in", "out")
         ]

@@ -22,9 +22,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from actkit.core.errors import SiteError
+from actkit.core.reach import submodule
 
 PLACES, UNITS = "TZYX", "CDHK"
 
@@ -156,7 +158,7 @@ class AxesByModule:
     def at(self, name: str, path: str, item: tuple[int | str, ...]) -> Axes:
         """Return what is known of the tensors of a module, or of an item of what it returns."""
         told = next((a for pattern, a in self._told.items() if fnmatchcase(name, pattern)), "")
-        module = self._module.get_submodule(path)
+        module = submodule(self._module, path)
         state = isinstance(module, _RECURRENT) and bool(item) and item[0] == 1
         fixed, places = _fixed(module)
         kinds, widths = (frozenset(), frozenset()) if fixed else self._nearest(path)
@@ -179,18 +181,18 @@ class AxesByModule:
 
     def _inside(self, path: str) -> tuple[frozenset[tuple[str, int]], frozenset[int]]:
         if path not in self._known:
-            self._known[path] = _evidence(self._module.get_submodule(path))
+            self._known[path] = _evidence(submodule(self._module, path))
         return self._known[path]
 
     def _before(self, path: str) -> tuple[frozenset[tuple[str, int]], frozenset[int]] | None:
         """Return the same of what stands before a module without weights in a `Sequential`."""
         base, _, own = path.rpartition(".")
-        parent = self._module.get_submodule(base)
+        parent = submodule(self._module, base)
         if not path or not isinstance(parent, nn.Sequential):
             return None
         names = [name for name, _ in parent.named_children()]
         for name in reversed(names[: names.index(own) + 1]):
-            child = parent.get_submodule(name)
+            child = submodule(parent, name)
             found = self._inside(f"{base}.{name}".lstrip("."))
             if found[0] or found[1]:
                 return found
@@ -202,7 +204,7 @@ class AxesByModule:
         """Return whether a module has (T, B, D); None where others of the network do, unclear."""
         parts = path.split(".") if path else []
         for end in range(len(parts), -1, -1):
-            module = self._module.get_submodule(".".join(parts[:end]))
+            module = submodule(self._module, ".".join(parts[:end]))
             if isinstance(module, _SEQUENCE):
                 return not _batch_first(module)
         return self._elsewhere
@@ -239,7 +241,14 @@ def _batch_first(module: nn.Module) -> bool:
 
 def _is_torch_own(module: nn.Module) -> bool:
     """Say whether a module computes what torch's class of its name does."""
-    return type(module).forward.__module__.startswith("torch.")
+    return _home(module).startswith("torch.")
+
+
+def _home(module: nn.Module) -> str:
+    """Return where a module's `forward` is written; "" for scripted ones, which hide it."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return ""
+    return str(type(module).forward.__module__)
 
 
 def _fixed(module: nn.Module) -> tuple[str, int]:
@@ -282,7 +291,7 @@ def _widths(module: nn.Module) -> set[int]:
 
 
 def _is_elementwise(module: nn.Module) -> bool:
-    kind = type(module).forward.__module__
-    return kind in ("torch.nn.modules.activation", "torch.nn.modules.dropout") or isinstance(
-        module, nn.Identity
-    )
+    return _home(module) in (
+        "torch.nn.modules.activation",
+        "torch.nn.modules.dropout",
+    ) or isinstance(module, nn.Identity)

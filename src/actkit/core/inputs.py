@@ -213,7 +213,7 @@ class Encoder:
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
         """Move arguments to the network's device and check what can be checked."""
-        device = next((p.device for p in self._module.parameters()), torch.device("cpu"))
+        device = input_device(self._module)
         args = tuple(_moved(a, device) for a in args)
         kwargs = {k: _moved(v, device) for k, v in kwargs.items()}
         ids = kwargs.get("input_ids")
@@ -256,6 +256,18 @@ def _text_config(module: nn.Module) -> Any:
     config = getattr(module, "config", None)
     reader = getattr(config, "get_text_config", None)
     return reader() if callable(reader) else config
+
+
+def input_device(module: nn.Module) -> torch.device:
+    """Return where inputs are to lie: at the first weights that are in memory.
+
+    Offloaded weights (accelerate) are on meta until they are needed; their hooks move the inputs.
+    """
+    devices = (p.device for p in module.parameters() if not p.is_meta)
+    own = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    if own is not None:
+        return torch.device(own)
+    return next(devices, torch.device("cpu"))
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -16,6 +16,7 @@ from actkit.core.context import ForwardContext
 from actkit.core.edit import Edit
 from actkit.core.engines import Ray, run_shares
 from actkit.core.errors import EditError, InputError, SiteError
+from actkit.core.fast_path import without_fast_path
 from actkit.core.hooks import Hooks, Stop
 from actkit.core.inputs import Batch, Encoder
 from actkit.core.networks import find
@@ -262,7 +263,7 @@ class Model:
         """Run the network under taps; return its output, None if it was stopped."""
         hooks = Hooks(self.module, taps, self._roots, stop)
         hooks.given = (batch.tokens, batch.valid)
-        with hooks, torch.set_grad_enabled(grad):
+        with without_fast_path(self.module), hooks, torch.set_grad_enabled(grad):
             try:
                 output = self.module(*batch.args, **batch.kwargs)
             except Stop:

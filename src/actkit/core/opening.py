@@ -64,6 +64,11 @@ def open(
     """
     if isinstance(source, nn.Module):
         _refuse(dtype=dtype, device=device, **kwargs)
+        if isinstance(source, torch.jit.ScriptModule):
+            raise ModelError(
+                "a scripted network (torch.jit) runs where no hook can stand: open the module that "
+                f"it was made from, got {type(source).__name__}"
+            )
         return Model(source, tokenizer, processor, _name(source), axes=axes)
     if not isinstance(source, (str, PathLike)):
         kinds = "a name, a Hub id, a folder, a .gguf file or a torch.nn.Module"
