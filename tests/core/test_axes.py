@@ -45,7 +45,8 @@ class ChannelsLast(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.dw(x).permute(0, 2, 3, 1)
         y = self.down(self.act(self.up(self.norm(y))))
-        return x + y.permute(0, 3, 1, 2) if self.first_out else x.permute(0, 2, 3, 1) + y
+        out: Tensor = x + y.permute(0, 3, 1, 2) if self.first_out else x.permute(0, 2, 3, 1) + y
+        return out
 
 
 class Stages(nn.Module):

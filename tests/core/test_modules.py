@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import accelerate
+import accelerate  # type: ignore[import-untyped]
 import pytest
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,8 @@ def small() -> nn.Sequential:
 
 
 def compiled() -> nn.Module:
-    net: Any = torch.compile(small(), backend="eager")
-    return torch.nn.Module.eval(net)
+    net: nn.Module = torch.compile(small(), backend="eager")
+    return net.eval()
 
 
 def compiled_in_place() -> nn.Module:
@@ -104,7 +104,8 @@ def test_scripted_networks_are_refused_with_the_reason() -> None:
         ak.open(scripted(small()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        traced: Any = torch.jit.trace(small(), ROWS)
+        trace: Any = torch.jit.trace
+        traced = trace(small(), ROWS)
     with pytest.raises(ModelError, match=reason):
         ak.open(traced)
 
@@ -165,7 +166,8 @@ def test_an_offloaded_decoder_without_a_table_is_found_by_structure() -> None:
         vocab_size=19, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=4,
     )  # fmt: skip
-    net: Any = transformers.StableLmForCausalLM(config).eval()
+    net: Any = transformers.StableLmForCausalLM(config)
+    net.eval()
     note = ak.open(net).note
     accelerate.cpu_offload(net, execution_device=torch.device("cpu"))
     assert ak.open(net).note == note and note.startswith("found by structure")

@@ -76,7 +76,7 @@ def open(
     if device is not None and "device_map" in kwargs:
         raise ModelError(f"give device or device_map, got both: {device}, {kwargs['device_map']}")
     feed = {"tokenizer": tokenizer, "processor": processor}
-    own = {"dtype": dtype, "device": device, "axes": axes}
+    own: dict[str, Any] = {"dtype": dtype, "device": device, "axes": axes}
     opener = partial(open, _anywhere(source), **feed, **own, **kwargs)
     asked = kwargs.pop("torch_dtype", None) if dtype is None else dtype
     options = Options(**feed, dtype=_dtype(asked), device=_device(device), kwargs=kwargs)
