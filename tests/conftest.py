@@ -7,7 +7,7 @@ import pytest
 
 from actkit.core.model import Model
 
-pytest_plugins = ["tests._evidence"]
+pytest_plugins = ["tests._evidence", "tests._networks"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network is no test
 
 
@@ -45,3 +45,19 @@ def lite0() -> Model:
     import actkit as ak
 
     return ak.open("efficientnet-lite0")
+
+
+@pytest.fixture(scope="session")
+def gemma() -> Model:
+    """Gemma-3-270M, a base model, from the packages that `make weights` fetches."""
+    from tests._networks import open_network
+
+    return open_network("gemma-270m")
+
+
+@pytest.fixture(scope="session")
+def whisper() -> Model:
+    """Whisper tiny for English from the package that `make weights` fetches."""
+    from tests._networks import open_network
+
+    return open_network("whisper-tiny")

@@ -101,7 +101,8 @@ def test_flat_rows_of_attention_are_those_of_single_runs(m: Model, name: str) ->
 
 def test_flat_rows_of_pictures_are_their_pixels() -> None:
     x = torch.randn(2, 3, 5, 4, generator=torch.manual_seed(0))
-    rec = Model(torch.nn.Sequential(torch.nn.Identity())).run(x, record="0:out")
+    net = torch.nn.Sequential(torch.nn.Identity())
+    rec = Model(net, axes={"0:out": "BCYX"}).run(x, record="0:out")
     acts_NC, rows = rec.flat("0:out")
     assert acts_NC.shape == (40, 3) and len(rows) == 40
     assert torch.equal(acts_NC[20 + 2 * 4 + 3], x[1, :, 2, 3])

@@ -1,14 +1,16 @@
 """From what a user calls a site to the site: names, patterns, heads, aliases and module paths."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import nn
 
+from actkit.core.axes import AxesByModule
 from actkit.core.errors import SiteError
+from actkit.core.reach import reached_modules, submodule, why_not_reached
 from actkit.core.sites import POINTS, Place, Site, Sites
 
 ALIASES = {
@@ -78,9 +80,22 @@ def layer_of(name: str) -> int:
 class Addresses:
     """All sites of one network, found by what users write."""
 
-    def __init__(self, module: nn.Module, sites: Iterable[Site], prefixes: Iterable[str]) -> None:
-        """Index the sites of the network's tables; `prefixes` may stand in front of their names."""
-        self._module = module
+    def __init__(
+        self,
+        module: nn.Module,
+        sites: Iterable[Site],
+        prefixes: Iterable[str],
+        axes: Mapping[str, str] | None = None,
+    ) -> None:
+        """Index the sites of the network's tables; `prefixes` may stand in front of their names.
+
+        Args:
+            module: The network.
+            sites: All sites of its tables.
+            prefixes: What may stand in front of their names.
+            axes: What the user told of the axes of modules' tensors, by site name or pattern.
+        """
+        self._module, self._axes = module, AxesByModule(module, axes)
         self._sites = {s.name: s for s in sites}
         self._prefixes = tuple(f"{p}." for p in prefixes if p)
 
@@ -101,6 +116,9 @@ class Addresses:
         for name in [names] if isinstance(names, str) else names:
             for site in self._find(name):
                 found.setdefault(site.name, site)
+        for site in found.values():
+            if reason := why_not_reached(self._module, site.place.path):
+                raise SiteError(f"{site.name} cannot be met: {reason}")
         return list(found.values())
 
     def _find(self, name: str) -> list[Site]:
@@ -188,13 +206,13 @@ class Addresses:
                 f"and #n for its n-th call, got {name!r}"
             )
         try:
-            self._module.get_submodule(match["path"])
+            submodule(self._module, match["path"])
         except AttributeError as error:
             raise SiteError(self._unknown(name)) from error
         items = tuple(int(i) if i.isdigit() else i for i in match["items"].split(".")[1:])
         call = None if match["call"] is None else int(match["call"])
         place = Place(match["path"], match["side"], items, call=call, fleeting=True)
-        return Site(name, None, name, place=place)
+        return Site(name, None, name, place=place, known=self._axes.at(name, place.path, items))
 
     def _modules(self, pattern: str) -> list[Site]:
         """Return the sites of the modules that match; lists and the like never run."""
@@ -202,7 +220,7 @@ class Addresses:
         bare, suffix = match.groups() if match else (pattern, "")
         names = [
             f"{path}:{side}"
-            for path, module in self._module.named_modules()
+            for path, module in reached_modules(self._module)
             if path and type(module).forward is not nn.Module.forward
             for side in ("in", "out")
         ]

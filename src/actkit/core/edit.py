@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, D width, J directions.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from numbers import Real
@@ -28,6 +28,7 @@ from actkit.core.operations import (
     working_dtype,
 )
 from actkit.core.recording import Recording
+from actkit.core.sites import Site
 from actkit.core.where import Where, indices
 
 _CPU = torch.device("cpu")
@@ -153,6 +154,22 @@ class Edit:
             mask_BT = mask_BT[index] if mask_BT is not None and axis == 0 else mask_BT
             part = self._on_axes(run, x.index_select(axis, index), rest, mask_BT)
         return x.index_copy(axis, index, part)
+
+
+def axes_for_edits(site: Site, x: Tensor, edits: Sequence[Edit], batch: int) -> str:
+    """Return the axes of a tensor that edits write into; "" if they need not be known.
+
+    Raises:
+        SiteError: They are not known, and an edit asks which are rows or units.
+    """
+    everywhere = all(e.where.everywhere for e in edits)
+    if site.known is not None and everywhere and all(e.operation.needs_no_axes for e in edits):
+        return ""
+    axes = site.axes_of(x)
+    alike = everywhere and all(e.operation.extent(3)[:2] == (1, 1) for e in edits)
+    if site.known is not None and not alike:
+        site.known.check_samples(x, axes, batch)
+    return axes
 
 
 def _masked(new: Tensor, x: Tensor, mask_BT: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,40 @@ def load_gguf(path: Path, options: Options) -> Loaded:
         header, sha = read_header(path), file_hash(path)
     folder = kept(sha, dtype) or _keep(path, header, sha, dtype)
     return load_folder(folder, path.stem, replace(options, dtype=dtype))
+
+
+def join_parts(parts: Sequence[Path], path: Path, sha: str) -> None:
+    """Join the parts of a file that came in pieces, unless the whole file is there already.
+
+    Args:
+        parts: The pieces, in order.
+        path: The whole file; it is built beside this name, so no process sees half of it.
+        sha: The whole file's SHA-256, in hexadecimal.
+
+    Raises:
+        ModelError: The parts do not make the file with this SHA-256, or it cannot be written.
+    """
+    from filelock import FileLock
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if path.is_file() and file_hash(path) == sha:
+                return
+            partial = path.with_suffix(".partial")
+            with partial.open("wb") as whole:
+                for part in parts:
+                    with part.open("rb") as file:
+                        shutil.copyfileobj(file, whole)
+            found = file_hash(partial)
+            if found != sha:
+                partial.unlink()
+                names = ", ".join(part.name for part in parts) or "no parts"
+                raise ModelError(f"{names} must join to the SHA-256 {sha}, got {found}")
+            partial.rename(path)
+    except OSError as error:
+        room = "set ACTKIT_CACHE to a folder with room"
+        raise ModelError(f"cannot join {path.name} in {path.parent}: {error}; {room}") from error
 
 
 def kept(sha: str, dtype: torch.dtype) -> Path | None:

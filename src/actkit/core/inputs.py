@@ -141,8 +141,22 @@ class Encoder:
                 "pass processor= to ak.open, or give a tensor"
             )
         sees = "pixel_values" in inspect.signature(self._module.forward).parameters
-        word = "images" if sees else "audio"
-        return self._given((), dict(self._processor(**{word: list(inputs)}, return_tensors="pt")))
+        if sees:
+            fed = self._processor(images=list(inputs), return_tensors="pt")
+        else:
+            fed = self._processor(audio=list(inputs), return_tensors="pt", **self._sound_mask())
+        return self._given((), dict(fed))
+
+    def _sound_mask(self) -> dict[str, bool]:
+        """Return what asks the processor for the mask of silence behind a sound.
+
+        Whisper's extractor pads to 30 seconds without a word. Only a mask that is asked for in the
+        call is counted in columns of the spectrogram, as the features are, and not in samples.
+        Networks that read the waveform compute otherwise with a mask, so it is left to them.
+        """
+        extractor = getattr(self._processor, "feature_extractor", self._processor)
+        spectral = "input_features" in getattr(extractor, "model_input_names", ())
+        return {"return_attention_mask": True} if spectral else {}
 
     def _array(self, array: Tensor) -> Batch:
         name = getattr(self._inner, "main_input_name", None)
@@ -202,7 +216,7 @@ class Encoder:
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
         """Move arguments to the network's device and check what can be checked."""
-        device = next((p.device for p in self._module.parameters()), torch.device("cpu"))
+        device = input_device(self._module)
         args = tuple(_moved(a, device) for a in args)
         kwargs = {k: _moved(v, device) for k, v in kwargs.items()}
         ids = kwargs.get("input_ids")
@@ -249,6 +263,18 @@ def _text_config(module: nn.Module) -> Any:
     config = getattr(module, "config", None)
     reader = getattr(config, "get_text_config", None)
     return reader() if callable(reader) else config
+
+
+def input_device(module: nn.Module) -> torch.device:
+    """Return where inputs are to lie: at the first weights that are in memory.
+
+    Offloaded weights (accelerate) are on meta until they are needed; their hooks move the inputs.
+    """
+    devices = (p.device for p in module.parameters() if not p.is_meta)
+    own = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    if own is not None:
+        return torch.device(own)
+    return next(devices, torch.device("cpu"))
 
 
 def _moved(value: Any, device: torch.device) -> Any:

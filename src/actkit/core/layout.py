@@ -55,27 +55,31 @@ class Layout:
 PLAIN = Layout()
 
 
-def axes_of(x: Tensor) -> str:
-    """Return the axes of a tensor that no table describes: BD, BTD or BCYX (more: BCZYX)."""
-    return {2: "BD", 3: "BTD"}.get(x.dim(), "BCYX")
-
-
 def rows_first(x: Tensor, axes: str) -> Tensor:
     """Return a view (B, T, ...) in which each [b, t] is one row.
 
     Attention (B, H, T, S) becomes (B, T, H, S), an image (B, C, Y, X) becomes (B, Y * X, C).
+    Without axes the tensor stays as it is.
     """
-    if axes == "BHTS":
-        return x.transpose(1, 2)
-    if axes == "BCYX":
-        return x.flatten(2).transpose(1, 2)
-    return x[:, None] if axes == "BD" else x
+    order, places = _order(axes)
+    x = x if order == sorted(order) else x.permute(order)
+    if axes and places == 0:
+        return x[:, None]
+    return x.flatten(1, places) if places > 1 else x
 
 
 def rows_back(rows: Tensor, axes: str, like: Tensor) -> Tensor:
     """Undo `rows_first`; `like` has the shape to return to."""
-    if axes == "BHTS":
-        return rows.transpose(1, 2)
-    if axes == "BCYX":
-        return rows.transpose(1, 2).reshape(like.shape)
-    return rows[:, 0] if axes == "BD" else rows
+    order, _ = _order(axes)
+    if not axes:
+        return rows
+    back = [order.index(i) for i in range(len(order))]
+    return rows.reshape([like.shape[i] for i in order]).permute(back)
+
+
+def _order(axes: str) -> tuple[list[int], int]:
+    """Return the axes in the order samples, places, units, and how many of them are places."""
+    samples = [i for i, a in enumerate(axes) if a == "B"]
+    places = [i for i, a in enumerate(axes) if a in "TZYX"]
+    units = [i for i, a in enumerate(axes) if a not in "BTZYX"]
+    return [*samples, *places, *units], len(places)

@@ -18,6 +18,7 @@ from actkit.core.context import ForwardContext
 from actkit.core.edit import Edit, as_edits
 from actkit.core.engines import Ray, run_shares
 from actkit.core.errors import EditError, InputError, SiteError
+from actkit.core.fast_path import without_fast_path
 from actkit.core.hooks import Hooks, Stop
 from actkit.core.inputs import Batch, Encoder
 from actkit.core.networks import find
@@ -56,8 +57,12 @@ class Model:
         processor: Any = None,
         name: str = "",
         opener: "Callable[[], Model] | None" = None,
+        axes: Mapping[str, str] | None = None,
     ) -> None:
-        """Look at the structure; a decoder without a table is run on ten tokens to prove it."""
+        """Look at the structure; a decoder without a table is run on ten tokens to prove it.
+
+        `axes` tells which axis of modules' tensors is which, by site name or pattern.
+        """
         self.module, self.tokenizer, self.processor = module, tokenizer, processor
         self.name, self.opener = name or type(module).__name__, opener
         self.encode = Encoder(module, tokenizer, processor)
@@ -65,7 +70,7 @@ class Model:
         self.note = network.note
         self._roots = network.roots or {}
         self.shares: dict[Any, bool] = {}
-        self._addresses = Addresses(module, network.sites, network.prefixes)
+        self._addresses = Addresses(module, network.sites, network.prefixes, axes)
 
     def __repr__(self) -> str:
         """Return name, class and size."""
@@ -107,13 +112,15 @@ class Model:
         """
         values: dict[str, Tensor] = {}
         rows: dict[str, Rows | SiteError] = {}
+        axes: dict[str, str] = {}
 
         def keep(site: Site, x: Tensor, context: ForwardContext) -> None:
             values[site.name] = x if grad else x.detach()
             try:
                 rows[site.name] = rows_at(site, x, context)
-            except SiteError as error:  # for who asks for them; the tensor itself is known
-                rows[site.name] = error
+                axes[site.name] = site.axes_of(x)
+            except SiteError as error:
+                rows[site.name] = error  # the tensor can be had; who asks for its rows is told
 
         batch = self.encode(inputs)
         sites = self._addresses.find(record)
@@ -126,7 +133,6 @@ class Model:
         if main is None:
             main = Rows.of(torch.ones(0, 0, dtype=torch.bool))
         found = _logits(output) if logits else None
-        axes = {s.name: s.axes for s in sites}
         return Recording({s.name: values[s.name] for s in sites}, rows, main, found, output, axes)
 
     def generate(
@@ -188,7 +194,8 @@ class Model:
         """
         taps = self._taps([], None, edits)
         told = None if prompt is None else told_by_user(self.encode(prompt))
-        with Hooks(self.module, taps, self._roots, told=told) as hooks:
+        hooks = Hooks(self.module, taps, self._roots, told=told)
+        with without_fast_path(self.module), hooks:
             yield
         check_reached(taps, hooks.passed_elsewhere)
         check_acted(taps)
@@ -277,7 +284,7 @@ class Model:
         # a cache of the user's own must not be left half filled
         stop = stop and not caches_among([*batch.args, *batch.kwargs.values()])
         hooks = Hooks(self.module, taps, self._roots, stop, told_by_run(batch))
-        with hooks, torch.set_grad_enabled(grad):
+        with without_fast_path(self.module), hooks, torch.set_grad_enabled(grad):
             try:
                 output = self.module(*batch.args, **batch.kwargs)
             except Stop:

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -28,6 +29,7 @@ def open(
     processor: Any = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    axes: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> Model:
     """Open any network.
@@ -35,8 +37,9 @@ def open(
     Args:
         source: One of
 
-            - `"smollm2"`, `"minilm"`, `"efficientnet-lite0"`: real networks that come in registry
-              packages. A folder of the same name is opened as `"./smollm2"`.
+            - `"smollm2"`, `"minilm"`, `"efficientnet-lite0"`, `"gemma-270m"`, `"whisper-tiny"`:
+              real networks that come in registry packages. A folder of the same name is opened as
+              `"./smollm2"`.
             - A folder that `save_pretrained` wrote, or a model's id on the Hub. Without a
               connection, the Hub's own cache is used.
             - A folder with an adapter of PEFT: its base is opened, and the adapter put on it.
@@ -48,6 +51,8 @@ def open(
         dtype: `torch.bfloat16` or `"bfloat16"`. By default a folder's or Hub model's own, float32
             for GGUF files and the named networks.
         device: Where to put the network, `"cuda"`; for several devices pass `device_map`.
+        axes: Which axis of a module's tensor is which, where the module does not show it: letters
+            by site name or pattern, `{"stages.*:out": "BYXC"}`; see the page on sites.
         kwargs: Passed on to `from_pretrained`: `attn_implementation`, `revision`, `device_map`...
 
     Raises:
@@ -61,17 +66,23 @@ def open(
     """
     if isinstance(source, nn.Module):
         _refuse(dtype=dtype, device=device, **kwargs)
-        return Model(source, tokenizer, processor, _name(source))
+        if isinstance(source, torch.jit.ScriptModule):
+            raise ModelError(
+                "a scripted network (torch.jit) runs where no hook can stand: open the module that "
+                f"it was made from, got {type(source).__name__}"
+            )
+        return Model(source, tokenizer, processor, _name(source), axes=axes)
     if not isinstance(source, (str, PathLike)):
         kinds = "a name, a Hub id, a folder, a .gguf file or a torch.nn.Module"
         raise ModelError(f"the source must be {kinds}, got {type(source).__name__}")
     if device is not None and "device_map" in kwargs:
         raise ModelError(f"give device or device_map, got both: {device}, {kwargs['device_map']}")
     feed = {"tokenizer": tokenizer, "processor": processor}
-    opener = partial(open, _anywhere(source), **feed, dtype=dtype, device=device, **kwargs)
+    own: dict[str, Any] = {"dtype": dtype, "device": device, "axes": axes}
+    opener = partial(open, _anywhere(source), **feed, **own, **kwargs)
     asked = kwargs.pop("torch_dtype", None) if dtype is None else dtype
     options = Options(**feed, dtype=_dtype(asked), device=_device(device), kwargs=kwargs)
-    return Model(*_load(source, options), opener)
+    return Model(*_load(source, options), opener, axes)
 
 
 def _load(source: str | PathLike[str], options: Options) -> Loaded:

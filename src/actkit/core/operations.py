@@ -68,6 +68,11 @@ class Operation(ABC):
         return False
 
     @property
+    def needs_no_axes(self) -> bool:
+        """Say whether it does the same wherever rows and units are: one number for all values."""
+        return False
+
+    @property
     def may_rest(self) -> bool:
         """Say whether it may leave all values as they are where it acts."""
         return False
@@ -130,6 +135,11 @@ class Add(Operation):
         learnt = any(t.requires_grad for t in self.tensors().values())
         return not learnt and not torch.as_tensor(self.scale).any()
 
+    @property
+    def needs_no_axes(self) -> bool:
+        """Say whether one number is added to all values."""
+        return self.vector.dim() == 0 and torch.as_tensor(self.scale).dim() == 0
+
     def width(self) -> int | None:
         """Return the vector's width."""
         return self.vector.shape[-1] if self.vector.dim() else None
@@ -153,6 +163,11 @@ class Set(Operation):
         """Return the value, spread over x's shape; a copy, which the network may overwrite."""
         return spread(self.value, x).expand_as(x).clone()
 
+    @property
+    def needs_no_axes(self) -> bool:
+        """Say whether one number is put in for all values."""
+        return self.value.dim() == 0
+
     def extent(self, num_axes: int) -> tuple[int, ...]:
         """Return the value's axes."""
         return _extent(self.value, num_axes)
@@ -173,6 +188,11 @@ class Scale(Operation):
     def neutral(self) -> bool:
         """Say whether the factor is one."""
         return not isinstance(self.factor, Tensor) and self.factor == 1
+
+    @property
+    def needs_no_axes(self) -> bool:
+        """Say whether all values are multiplied by one number."""
+        return torch.as_tensor(self.factor).dim() == 0
 
     def width(self) -> int | None:
         """Return the width that a factor for each unit needs."""
@@ -206,6 +226,11 @@ class Clamp(Operation):
     high: float
     direction: Tensor | None = None
 
+    @property
+    def needs_no_axes(self) -> bool:
+        """Say whether values are clamped one by one."""
+        return self.direction is None
+
     def __call__(self, x: Tensor) -> Tensor:
         """Return x with its coordinate c moved to clamp(c, low, high)."""
         if self.direction is None:
@@ -234,6 +259,11 @@ class Swap(Operation):
     tokenwise: ClassVar[bool] = True
     wide: ClassVar[bool] = False
     value: Tensor
+
+    @property
+    def needs_no_axes(self) -> bool:
+        """Say so: value and site have the same axes, whichever they are."""
+        return True
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return a copy of the other run's values."""

@@ -96,7 +96,9 @@ def stamp(model: "Model | None", *, seed: int | None = None, **settings: Any) ->
 
 
 def _offloaded(module: nn.Module) -> bool:
-    return any(p.is_meta for p in module.parameters()) and hasattr(module, "hf_device_map")
+    by_hooks = any(hasattr(m, "_hf_hook") for m in module.modules())
+    moved = by_hooks or hasattr(module, "hf_device_map")
+    return moved and any(p.is_meta for p in module.parameters())
 
 
 def _check_bytes(name: str, tensor: Tensor) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from actkit.core.errors import SiteError
-from actkit.core.layout import axes_of, rows_first
+from actkit.core.layout import rows_first
 
 FACTS = ("sample", "position", "token")
 """The fields of `Rows` that tell rows apart."""
@@ -92,7 +92,7 @@ class Recording(Mapping[str, Tensor]):
         output: Any = None,
         axes: Mapping[str, str] | None = None,
     ) -> None:
-        """Hold the tensors and rows of each site; `axes` where a tensor's shape does not tell."""
+        """Hold the tensors, and rows and axes of each site, or why they are not known."""
         self._values, self._rows, self._axes = values, rows, axes or {}
         self.rows, self.logits, self.output = main, logits, output
 
@@ -120,18 +120,28 @@ class Recording(Mapping[str, Tensor]):
         """Return the rows of one site, (B, T) for text, (B, height * width) for images.
 
         Raises:
-            SiteError: The site was not recorded, or which of its rows are padding is not known.
+            SiteError: Which axes of the tensor are samples, places and units is not known.
         """
         self[site]
-        found = self._rows[site]
-        if isinstance(found, SiteError):
-            raise found
-        return found
+        rows = self._rows[site]
+        if isinstance(rows, SiteError):
+            raise rows
+        return rows
 
     def flat(self, site: str) -> tuple[Tensor, Rows]:
         """Return a site's valid rows and what they belong to, as `valid_rows` does."""
-        x = self[site]
-        return valid_rows(x, self._axes.get(site) or axes_of(x), self.rows_of(site))
+        x, rows = self[site], self.rows_of(site)
+        return valid_rows(x, self._axes[site], rows)
+
+    def axes_of(self, site: str) -> str:
+        """Return the axes' letters of a site's tensor: BTD, BHTS, BCYX."""
+        self.rows_of(site)
+        return self._axes[site]
+
+    def rows_first(self, site: str) -> Tensor:
+        """Return what was read at a site as (B, T, ...), so that each [b, t] is one row."""
+        x, _ = self[site], self.rows_of(site)
+        return rows_first(x, self._axes[site])
 
 
 def valid_rows(x: Tensor, axes: str, rows: Rows) -> tuple[Tensor, Rows]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from actkit.core.context import ForwardContext
 from actkit.core.hooks import Hooks
+from actkit.core.inputs import input_device
 from actkit.core.sites import Place, Site
 from actkit.core.taps import Tap
 
@@ -148,7 +149,7 @@ def tokens(network: nn.Module) -> Tensor:
     sizes = [m.num_embeddings for m in network.modules() if isinstance(m, nn.Embedding)]
     pad = getattr(getattr(network, "config", None), "pad_token_id", None)
     words = [i for i in range(max(sizes)) if i != pad]
-    device = next(network.parameters()).device
+    device = input_device(network)
     ids = [words[(3 + 7 * i) % len(words)] for i in range(ROWS * LENGTH)]
     return torch.tensor(ids, device=device).view(ROWS, LENGTH)
 

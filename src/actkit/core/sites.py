@@ -32,6 +32,7 @@ from typing import Any
 
 from torch import Tensor
 
+from actkit.core.axes import Axes
 from actkit.core.layout import PLAIN, Layout
 
 POINTS = (
@@ -159,6 +160,7 @@ class Site:
         point: Its kind of place, "resid_post"; "" for a module path.
         layer: Its block; None where a stack has the point once, and for a module path.
         head: Its one head, None for all of them.
+        known: What is known of the axes of a module's tensor before it is seen.
     """
 
     name: str
@@ -188,6 +190,16 @@ class Site:
         stack = self.stack.name if self.stack is not None else ""
         parts = (stack, self.point, self.layer, self.head)
         return ".".join(str(part) for part in parts if part not in ("", None))
+
+    known: Axes | None = field(default=None, repr=False)
+
+    def axes_of(self, x: Tensor) -> str:
+        """Return the axes' letters of a tensor that was met at the site.
+
+        Raises:
+            SiteError: Nothing tells which axis is which.
+        """
+        return self.axes or (self.known or Axes(self.name)).of(x)
 
     @property
     def axes(self) -> str:

@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, N rows, H heads, S keys.
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from actkit.core.axes import PLACES
 from actkit.core.context import ForwardContext
 from actkit.core.edit import Edit
 from actkit.core.errors import ActkitError, EditError, InputError, SiteError
 from actkit.core.inputs import Batch
-from actkit.core.layout import axes_of, rows_first
+from actkit.core.layout import rows_first
 from actkit.core.progress import track
 from actkit.core.recording import FACTS, Rows, valid_rows
 from actkit.core.sites import Site
@@ -203,20 +205,24 @@ def rows_at(site: Site, x: Tensor, context: ForwardContext) -> Rows:
     """Return the rows of what was read at a site.
 
     Raises:
-        SiteError: Which of them are padding cannot be known.
+        SiteError: Which axes are samples, places and units is not known, or what counts as
+            samples is not as long as the batch.
     """
-    axes = site.axes or axes_of(x)
-    if axes == "BCYX":
-        return Rows.image(len(x), x.shape[2], x[0, 0, 0].numel())
+    axes = site.axes_of(x)
+    if site.known is not None:
+        site.known.check_samples(x, axes, context.batch)
+    places = [n for a, n in zip(axes, x.shape, strict=True) if a in PLACES]
+    if len(places) > 1:
+        return Rows.image(x.shape[axes.index("B")], places[0], math.prod(places[1:]))
     shape = rows_first(x, axes).shape
-    tokens = x.shape[-2] if axes == "BTS" else shape[1]
-    context = context.whole() if axes == "BD" else context
+    context = context.whole() if len(axes) == 2 and not places else context
     try:
-        return context.rows(shape[0], tokens)
+        return context.rows(shape[0], shape[1])
     except EditError as error:
         raise SiteError(f"the rows of {site.name} cannot be known: {error}") from error
 
 
 def flat_rows(site: Site, x: Tensor, context: ForwardContext) -> tuple[Tensor, Rows]:
     """Return a site's valid rows and what they belong to, as `valid_rows` does."""
-    return valid_rows(x, site.axes or axes_of(x), rows_at(site, x, context))
+    rows = rows_at(site, x, context)
+    return valid_rows(x, site.axes_of(x), rows)

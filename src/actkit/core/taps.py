@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from actkit.core.context import ForwardContext
-from actkit.core.edit import Edit
+from actkit.core.edit import Edit, axes_for_edits
 from actkit.core.errors import EditError, SiteError
-from actkit.core.layout import PLAIN, axes_of, rows_back, rows_first
+from actkit.core.layout import PLAIN, rows_back, rows_first
 from actkit.core.sites import Site
 
 Read = Callable[[Site, Tensor, ForwardContext], None]
@@ -74,9 +74,9 @@ class Tap:
         return x, self._put(raw, x, batch)
 
     def _edited(self, x: Tensor, context: ForwardContext) -> Tensor:
-        axes = self.site.axes or axes_of(x)
+        axes = axes_for_edits(self.site, x, self.edits, context.batch)
         rows = given = rows_first(x, axes)
-        context = context.whole() if axes == "BD" else context
+        context = context.whole() if axes in ("BD", "BC") else context
         if not torch.is_grad_enabled() and any(e.block is not None for e in self.edits):
             rows = rows.clone()  # edits of blocks of rows write into it
         for i, edit in enumerate(self._fitted(rows, axes)):

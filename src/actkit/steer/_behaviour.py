@@ -13,7 +13,6 @@ from torch import Tensor
 
 from actkit.core.edit import Edit, add
 from actkit.core.errors import InputError
-from actkit.core.layout import axes_of, rows_first
 from actkit.core.model import Model
 from actkit.core.progress import track
 from actkit.core.stream import batches
@@ -78,7 +77,7 @@ def observed(
         rec = model.run(as_batch(group), [site], edits, logits=True)
         if not rec.rows_of(site).valid[:, -1].all():
             raise InputError(f"inputs must not be padded at their end, got {len(group)} that are")
-        states.append(rows_first(rec[site], axes_of(rec[site]))[:, -1].float())
+        states.append(rec.rows_first(site)[:, -1].float())
         probs.append(log_probs(rec.logits, answers).exp())
     states_ND = torch.cat(states)
     if num := int((~states_ND.isfinite()).sum()):

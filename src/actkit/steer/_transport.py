@@ -12,7 +12,6 @@ from torch import Tensor
 
 from actkit.core.controller import Dosed
 from actkit.core.errors import InputError
-from actkit.core.layout import rows_first
 from actkit.core.model import Model
 from actkit.core.progress import track
 from actkit.core.recording import Recording, Rows
@@ -75,9 +74,7 @@ def pooled(x_BTD: Tensor, rows: Rows) -> Tensor:
 
 def pooled_at(rec: Recording, site: str) -> Tensor:
     """Return the (B, D) means of what was recorded at a site, of an image over its pixels."""
-    x, rows = rec[site], rec.rows_of(site)
-    axes = "BCYX" if rows.grid else "BD" if x.dim() == 2 else "BTD"
-    return pooled(rows_first(x, axes), rows)
+    return pooled(rec.rows_first(site), rec.rows_of(site))
 
 
 def pooled_states(

@@ -77,4 +77,5 @@ def aligned(rec: Recording, trial: "Trial", side: str) -> Recording:
                 here, there = (corrupt, clean) if side == "clean" else (clean, corrupt)
                 new[b, target[here]] = x[b, source[there]]
         values[name], rows[name] = new, own.rows_of(name)
-    return Recording(values, rows, own.rows)
+    axes = {name: own.axes_of(name) for name in values}
+    return Recording(values, rows, own.rows, axes=axes)
