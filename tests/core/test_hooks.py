@@ -305,8 +305,8 @@ def test_one_module_at_two_paths() -> None:
     with torch.no_grad():
         one = shared(x)
         two = shared(torch.tanh(one))
-    rec = m.run(x, record=["0:out", "2:out#1", "0:out#1"])
-    assert torch.equal(rec["0:out"], one)
+    rec = m.run(x, record=["0:out#0", "2:out#1", "0:out#1"])
+    assert torch.equal(rec["0:out#0"], one)
     assert torch.equal(rec["2:out#1"], two) and torch.equal(rec["0:out#1"], two)
 
 

@@ -1,10 +1,12 @@
 """From what a user calls a site to the site: names, patterns, heads, aliases and module paths."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 from torch import nn
 
@@ -212,7 +214,17 @@ class Addresses:
         items = tuple(int(i) if i.isdigit() else i for i in match["items"].split(".")[1:])
         call = None if match["call"] is None else int(match["call"])
         place = Place(match["path"], match["side"], items, call=call, fleeting=True)
-        return Site(name, None, name, place=place, known=self._axes.at(name, place.path, items))
+        known, own = self._axes.at(name, place.path, items), place.path
+        others = tuple(p for p in self._paths[id(submodule(self._module, own))] if p != own)
+        return Site(name, None, name, place=place, known=known, others=others)
+
+    @cached_property
+    def _paths(self) -> dict[int, list[str]]:
+        """Return all paths of each module, by its identity."""
+        found = defaultdict[int, list[str]](list)
+        for path, module in self._module.named_modules(remove_duplicate=False):
+            found[id(module)].append(path)
+        return found
 
     def _modules(self, pattern: str) -> list[Site]:
         """Return the sites of the modules that match; lists and the like never run."""

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import groupby
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,10 @@ from actkit.core.values import Chain, get, main_input, main_output, put, slots
 
 class Stop(Exception):  # noqa: N818
     """Raised inside a forward pass once every asked site was read; caught by the run."""
+
+
+_RUNS_ONCE: WeakSet[nn.Module] = WeakSet()
+"""Modules that were seen to run once in a whole pass."""
 
 
 class Hooks(Guest):
@@ -53,7 +58,10 @@ class Hooks(Guest):
     ) -> None:
         """Plan the hooks; none is set before the context is entered."""
         super().__init__()
-        self._module, self._taps, self._stop = module, list(taps), stop
+        self._module, self._taps = module, list(taps)
+        # a module that is read at its first call may run again, unless it was seen to run once
+        unsure = (t for t in self._taps if t.read and t.counts_calls)
+        self._stop = stop and all(self._submodule(t) in _RUNS_ONCE for t in unsure)
         self._stacks, self._told = stacks, told
         self._generating: Told | None = None
         self.contexts: dict[str, ForwardContext] = {}
@@ -63,9 +71,12 @@ class Hooks(Guest):
         self._inside: list[str] = []
         self._begun: dict[str, ForwardContext] = {}  # by hooks, whose `forward` is still to come
         self._memory: dict[Any, dict[Any, Any]] = {}
-        self._latest = ""
+        self._latest, self._stopped = "", False
         self._ends: list[Close] = []
         self.passed_elsewhere = False
+
+    def _submodule(self, tap: Tap) -> nn.Module:
+        return self._module.get_submodule(tap.site.place.path)
 
     def __enter__(self) -> Self:
         """Set the hooks."""
@@ -84,6 +95,9 @@ class Hooks(Guest):
         trace: TracebackType | None,
     ) -> None:
         """Remove the hooks."""
+        if kind is None and not self._stopped:
+            seen = (t for t in self._taps if t.counts_calls and t.calls == 1)
+            _RUNS_ONCE.update(map(self._submodule, seen))
         while self._ends:
             self._ends.pop()()
         self.leave_here()
@@ -307,6 +321,7 @@ class Hooks(Guest):
         for tap in taps:
             if self._meant(tap, call):
                 first = call == 0 or tap.site.place.call is not None
+                tap.calls = tap.calls if self._aside else max(tap.calls, call + 1)
                 x = tap.pass_on(x, self._context(tap), first=first and not self._aside)
                 if not self._aside:
                     self._waiting.discard(id(tap))
@@ -315,6 +330,7 @@ class Hooks(Guest):
     def done(self, *_: Any) -> None:
         """Stop the run if nothing is waited for."""
         if self._stop and not self._waiting:
+            self._stopped = True
             raise Stop
 
     def _into(self, module: nn.Module, path: str, taps: list[Tap]) -> None:

@@ -27,7 +27,7 @@ from actkit.core.replace import replaced
 from actkit.core.sites import Site
 from actkit.core.stream import merged, observe, rows_at
 from actkit.core.sweep import sweep
-from actkit.core.taps import Read, Tap, check_acted, check_reached, check_run
+from actkit.core.taps import Read, Tap, check_acted, check_calls, check_reached, check_run
 from actkit.core.told import generation_settings, told_by_run, told_by_user
 
 if TYPE_CHECKING:
@@ -199,6 +199,7 @@ class Model:
             yield
         check_reached(taps, hooks.passed_elsewhere)
         check_acted(taps)
+        check_calls(taps)
 
     @contextmanager
     def replaced(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -290,6 +291,7 @@ class Model:
             except Stop:
                 return None
         check_reached(taps)
+        check_calls(taps)
         return output
 
     def _taps(self, sites: Sequence[Site], read: Read | None, edits: Sequence[Edit]) -> list[Tap]:

@@ -3,7 +3,8 @@
 A point is a kind of place (`resid_post`), a site is one such place (`resid_post.10`). An
 architecture's table says for each stack of blocks where the points lie; any other place is
 addressed by its module's path, `layer4.0.conv1:out`, with `:in` or `:out`, then `.i` for an item
-of a tuple and `#n` for the n-th call of a module that runs several times.
+of a tuple and `#n` for the n-th call of a module that runs several times. Without `#n` an edit acts
+on all calls, and a recording is refused if there were several.
 
 What the points mean, in every architecture that has them:
 
@@ -161,6 +162,7 @@ class Site:
         layer: Its block; None where a stack has the point once, and for a module path.
         head: Its one head, None for all of them.
         known: What is known of the axes of a module's tensor before it is seen.
+        others: Other paths of the site's module, if it is registered under several.
     """
 
     name: str
@@ -192,6 +194,7 @@ class Site:
         return ".".join(str(part) for part in parts if part not in ("", None))
 
     known: Axes | None = field(default=None, repr=False)
+    others: tuple[str, ...] = field(default=(), repr=False)
 
     def axes_of(self, x: Tensor) -> str:
         """Return the axes' letters of a tensor that was met at the site.

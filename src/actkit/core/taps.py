@@ -25,6 +25,7 @@ class Tap:
     fired: bool = False
     acted: set[int] = field(default_factory=set)
     finite: Tensor | None = None
+    calls: int = 0
     _ready: list[Edit] | None = None
     _copy: Tensor | None = None
 
@@ -43,6 +44,11 @@ class Tap:
                 x = x.clone()
             self.read(self.site, x, context)
         return raw
+
+    @property
+    def counts_calls(self) -> bool:
+        """Say whether the site is a module's, which may run again, and no call of it was chosen."""
+        return self.site.known is not None and self.site.place.call is None
 
     @property
     def writes(self) -> bool:
@@ -137,6 +143,24 @@ def check_acted(taps: Sequence[Tap]) -> None:
                 f"an edit must act, but the {edit.operation.name} at {tap.site.name} met nothing "
                 f"where {edit.where}"
             )
+
+
+def check_calls(taps: Sequence[Tap]) -> None:
+    """Refuse to read a module that ran several times, or to edit it under one of several names.
+
+    Raises:
+        SiteError: A read could mean any of the calls.
+        EditError: So could an edit, since the module stands at several places.
+    """
+    for tap in (t for t in taps if t.counts_calls and t.calls > 1):
+        site, others = tap.site.name, tap.site.others
+        calls = ", ".join(f"{site}#{i}" for i in range(tap.calls))
+        named = f" and is also {', '.join(others)}" if others else ""
+        said = f"{site} ran {tap.calls} times in one pass{named}: say which call is meant, {calls}"
+        if tap.read is not None:
+            raise SiteError(said)
+        if others:
+            raise EditError(said)
 
 
 def check_run(taps: Sequence[Tap]) -> None:
