@@ -12,17 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from actkit.core.addresses import Addresses
+from actkit.core.alone import run_alone
 from actkit.core.context import ForwardContext
 from actkit.core.edit import Edit
 from actkit.core.engines import Ray, run_shares
 from actkit.core.errors import EditError, InputError
+from actkit.core.forms import explained, first_of_sentences
 from actkit.core.hooks import Hooks, Stop
 from actkit.core.inputs import Batch, Encoder
+from actkit.core.mode import TrainingMode
 from actkit.core.networks import find
 from actkit.core.recording import Recording, Rows
 from actkit.core.replace import replaced
 from actkit.core.sites import Site
-from actkit.core.stream import merged, observe, rows_at
+from actkit.core.stream import Observed, Pass, merged, observe, rows_at
 from actkit.core.sweep import sweep
 from actkit.core.taps import Read, Tap, check_reached, check_run
 
@@ -40,7 +43,6 @@ class Model:
         tokenizer: The user's own tokenizer, None if there is none.
         processor: The user's own processor, None if there is none.
         name: What it was opened as.
-        note: How its points were found.
         opener: A function that opens it again in another process, as the engine `ray` needs it;
             None, to be set by you, if it was opened from a module.
     """
@@ -54,11 +56,14 @@ class Model:
         opener: "Callable[[], Model] | None" = None,
     ) -> None:
         """Look at the structure; a decoder without a table is run on ten tokens to prove it."""
-        self.module, self.tokenizer, self.processor = module, tokenizer, processor
+        first = first_of_sentences(module)
+        self.module, self.processor = module, processor
+        self.tokenizer = first.tokenizer if tokenizer is None and first is not None else tokenizer
         self.name, self.opener = name or type(module).__name__, opener
-        self.encode = Encoder(module, tokenizer, processor)
+        self.encode = Encoder(module, self.tokenizer, processor)
+        self._mode = TrainingMode(module, self.name)
         network = find(module)
-        self.note = network.note
+        self._note = network.note
         self._roots = network.roots or {}
         self._addresses = Addresses(module, network.sites, network.prefixes)
 
@@ -66,6 +71,11 @@ class Model:
         """Return name, class and size."""
         size = sum(p.numel() for p in self.module.parameters()) / 1e6
         return f"Model({self.name!r}, {type(self.module).__name__}, {size:.1f}M parameters)"
+
+    @property
+    def note(self) -> str:
+        """Return how its points were found, and why rows run one by one if they do."""
+        return "; ".join(filter(None, (self._note, self.encode.note)))
 
     def sites(self, pattern: str | None = None, refused: bool = False) -> list[Site]:
         """Return the sites that match a pattern.
@@ -94,12 +104,29 @@ class Model:
 
         Args:
             inputs: Text or a list of it, chat messages, token ids, a batch as a dict, an array,
-                a tuple of positional inputs, or `ak.Call` for any others.
+                a tuple of positional inputs, or `ak.Call` for any others. Rows of different
+                lengths are padded where the network can take it; where it cannot, they run one
+                by one, `Recording.output` is a list, and gradients need a single row.
             record: Sites, aliases or patterns.
             edits: Applied in order; a recording shows what flows on after them.
             logits: Also keep the network's logits.
             grad: Keep the graph, so that recorded tensors can be differentiated.
         """
+        batch, sites = self.encode(inputs), self._addresses.find(record)
+        each = partial(self._record, sites=sites, logits=logits, grad=grad)
+        parts = self.encode.split(batch)
+        if len(parts) > 1:
+            if grad:
+                raise InputError(f"gradients need one run, but {self.encode.note}: give one row")
+            return run_alone(batch, parts, edits, self._addresses.find, each)
+        recording, taps = each(batch, edits)
+        check_run(taps)
+        return recording
+
+    def _record(
+        self, batch: Batch, edits: Sequence[Edit], sites: Sequence[Site], logits: bool, grad: bool
+    ) -> tuple[Recording, list[Tap]]:
+        """Run one batch; return its recording, and the taps, which know what happened."""
         values: dict[str, Tensor] = {}
         rows: dict[str, Rows] = {}
 
@@ -107,17 +134,15 @@ class Model:
             values[site.name] = x if grad else x.detach()
             rows[site.name] = rows_at(site, x, context)
 
-        batch = self.encode(inputs)
-        sites = self._addresses.find(record)
         taps = self._taps(sites, keep, edits)
         output = self._forward(batch, taps, grad, bool(sites) and not logits)
-        check_run(taps)
         main = next(iter(rows.values()), None) if batch.tokens is None else _token_rows(batch)
         if main is None:
             main = Rows.of(torch.ones(0, 0, dtype=torch.bool))
         found = _logits(output) if logits else None
         axes = {s.name: s.axes for s in sites}
-        return Recording({s.name: values[s.name] for s in sites}, rows, main, found, output, axes)
+        kept = {s.name: values[s.name] for s in sites if s.name in values}
+        return Recording(kept, rows, main, found, output, axes), taps
 
     def generate(
         self,
@@ -212,7 +237,8 @@ class Model:
         batch_size: int = 8,
         edits: Sequence[Edit] = (),
         engine: str | Ray = "local",
-    ) -> dict[Any, list[Any]]:
+        on_bad: str = "raise",
+    ) -> Observed:
         """Stream data through readings in constant memory.
 
         Args:
@@ -223,11 +249,14 @@ class Model:
             edits: As in `run`.
             engine: "local"; "ray", or `actkit.core.engines.Ray` with settings: each worker feeds
                 readings of its own with its share of the batches, and they are merged.
+            on_bad: "raise": a sample that the network cannot take (empty, beyond the context)
+                ends the pass, and the message names it; "skip": it is left out.
 
         Returns:
-            For each site, and for each tuple, its own readings, fed.
+            For each site, and for each tuple, its own readings, fed; `.skipped` lists what was
+            left out.
         """
-        share = partial(observe, self, data, readings, batch_size, edits)
+        share = partial(observe, self, data, readings, Pass(batch_size, edits, on_bad))
         return merged(run_shares(share, engine, "observing"))
 
     def harvest(self, data: Any, record: Names, to: Any, **settings: Any) -> "Store":
@@ -237,7 +266,8 @@ class Model:
             data: As in `observe`.
             record: Sites or patterns.
             to: Folder of the store.
-            settings: Of `actkit.store.harvest`: dtype, batch_size, shard_bytes, engine, edits.
+            settings: Of `actkit.store.harvest`: dtype, batch_size, shard_bytes, engine, edits,
+                on_bad.
         """
         from actkit.store.harvest import harvest
 
@@ -246,16 +276,24 @@ class Model:
     def stream(
         self, batch: Batch, sites: Sequence[Site], read: Read, edits: Sequence[Edit] = ()
     ) -> None:
-        """Run one batch and hand each site's tensor to `read` while it flows; keep nothing."""
+        """Run one batch and hand each site's tensor to `read` while it flows; keep nothing.
+
+        Raises:
+            InputError: The rows must run one by one: pass the parts of `encode.split`.
+        """
+        if len(self.encode.split(batch)) > 1:
+            raise InputError(f"this takes one run, but {self.encode.note}: give one row")
         self._forward(batch, self._taps(sites, read, edits), grad=False, stop=True)
 
     def _forward(self, batch: Batch, taps: list[Tap], grad: bool, stop: bool) -> Any:
         """Run the network under taps; return its output, None if it was stopped."""
         hooks = Hooks(self.module, taps, self._roots, stop)
         hooks.given = (batch.tokens, batch.valid)
-        with hooks, torch.set_grad_enabled(grad):
+        # what a network is given as a dict it may write into
+        args = tuple(dict(a) if type(a) is dict else a for a in batch.args)
+        with self._mode.kept(), hooks, torch.set_grad_enabled(grad), explained(batch):
             try:
-                output = self.module(*batch.args, **batch.kwargs)
+                output = self.module(*args, **batch.kwargs)
             except Stop:
                 return None
         check_reached(taps)
