@@ -13,6 +13,7 @@ from torch import Tensor
 from actkit.core.edit import Edit
 from actkit.core.errors import EditError, InputError
 from actkit.core.inputs import Batch
+from actkit.core.layout import axes_of
 from actkit.core.operations import Add, Operation, Scale, Set, Swap
 from actkit.core.recording import Recording, Rows
 from actkit.core.sites import Site
@@ -100,7 +101,7 @@ def _row_of(operation: Operation, row: int, valid_T: Tensor, axes: str, num_axes
         if name in ("strength", "scale") and not isinstance(operation, Scale):
             own[name] = value[row] if value.dim() and len(value) > 1 else value
         elif isinstance(operation, Swap):
-            own[name] = _columns(_entry(value, row), axes, valid_T)
+            own[name] = _columns(_entry(value, row), axes or axes_of(value), valid_T)
         elif isinstance(operation, Add | Set | Scale):
             lead = value.dim() - (num_axes - 2)
             value = _entry(value, row) if lead > 0 else value
