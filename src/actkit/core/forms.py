@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from actkit.core.chats import is_chat
 from actkit.core.errors import InputError
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -46,8 +47,8 @@ def as_list(inputs: Any) -> Sequence[Any] | None:
     if isinstance(inputs, np.ndarray):
         return inputs.reshape(-1).tolist() or None if inputs.dtype.kind in "USTO" else None
     if isinstance(inputs, tuple):
-        texts = bool(inputs) and all(isinstance(i, str) for i in inputs)
-        return list(inputs) if texts else None
+        words = all(isinstance(i, str) or is_chat(i) for i in inputs)
+        return list(inputs) if inputs and (words or is_chat(inputs)) else None
     if callable(to_list := getattr(inputs, "to_list", None)):  # pandas and polars
         return list(to_list()) or None
     return inputs if isinstance(inputs, Sequence) and len(inputs) else None
