@@ -207,6 +207,19 @@ def test_a_network_without_a_vocabulary_runs_rows_alone() -> None:
     assert "a proof needs 8 tokens" in m.note
 
 
+def test_rows_that_end_as_a_network_needs_it_are_padded() -> None:
+    """BART classifies at the token that ends a text, and refuses rows without one."""
+    net = tf.BartForSequenceClassification(tf.BartConfig(**BART, eos_token_id=2))
+    m = Model(randomised(net, std=0.2))
+    rows = [[5, 17, 13, 88, 2], [7, 71, 2]]
+    assert m.encode(rows).padding == "right" and not m.note
+    found = m.run(rows).output.logits
+    for i, row in enumerate(rows):
+        with torch.no_grad():
+            want = net(torch.tensor([row])).logits[0]
+        assert_close(found[i], want, rtol=1e-5, atol=1e-5)
+
+
 def test_half_precision_is_proven_with_its_own_bound() -> None:
     for name, side in (("llama", "left"), ("bert", "right"), ("rwkv", "alone")):
         m = Model(randomised(NETS[name][1](), std=0.2).to(torch.bfloat16))

@@ -245,7 +245,7 @@ class Encoder:
         self._calls.check(max(lengths), min(map(min, rows)), max(map(max, rows)))
         if len({*lengths}) == 1:
             return self._rows(rows, "left")
-        verdict = self._calls.verdict
+        verdict = self._calls.verdict_for(rows)
         return replace(self._rows(rows, verdict.usual), padding=verdict.side)
 
     def _rows(self, rows: Sequence[Sequence[int]], side: str) -> Batch:

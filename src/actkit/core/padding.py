@@ -58,6 +58,7 @@ class Proof:
         call: From rows of ids and a side to positional and keyword arguments.
         writes: The network continues texts; it is padded on the left if it can be.
         encoder_decoder: A decoder reads what an encoder made of the tokens.
+        end: A token that ends every row, if there must be one.
     """
 
     module: nn.Module
@@ -65,6 +66,7 @@ class Proof:
     call: Callable[[list[list[int]], str], tuple[tuple[Any, ...], dict[str, Any]]]
     writes: bool
     encoder_decoder: bool
+    end: int | None = None
     _bound: float = field(init=False, default=0.0)
 
     def verdict(self) -> Verdict:
@@ -83,6 +85,8 @@ class Proof:
             said = f"a proof needs {LONG} tokens, this network takes {len(self.ids)}"
             return self._neither(order[0], said)
         rows = [list(self.ids[:LONG]), list(self.ids[:SHORT])]
+        if self.end is not None:
+            rows = [[*row[:-1], self.end] for row in rows]
         with undisturbed(self.module), torch.no_grad():
             self._bound = error_bound(self.module)
             try:
@@ -144,7 +148,8 @@ class Proof:
     def _blind_to_later(self, batch: Values, alone: Values) -> bool:
         """Say whether the long row's first tokens are what they are without the others."""
         both = [(b, a) for b, a in zip(batch, alone, strict=False) if _by_token(b, a)]
-        pairs = [(b[0, : a.shape[1]], a[0]) for b, a in both]
+        same = None if self.end is None else -1  # the short row's end is not the long one's
+        pairs = [(b[0, : a.shape[1]][:same], a[0, :same]) for b, a in both]
         return bool(pairs) and all(_distance(got, want) <= self._bound for got, want in pairs)
 
 

@@ -62,24 +62,42 @@ class TokenCalls:
         kwargs = {k: v for k, v in named.items() if any_name or k in taken}
         return ((), kwargs) if "input_ids" in kwargs else ((ids,), kwargs)
 
+    def verdict_for(self, rows: Sequence[Sequence[int]]) -> Verdict:
+        """Return where these rows may be padded.
+
+        Some networks (CLIP's text tower) read a text at the token that ends it, and so can be
+        padded only if every row has that token.
+        """
+        end = getattr(text_config(self.inner), "eos_token_id", None)
+        verdict = self.verdict
+        if verdict.side == "alone" and type(end) is int and all(row[-1] == end for row in rows):
+            verdict = self._ended
+        if verdict.side == "alone" and not self.note:
+            self.note = f"rows of different lengths run one by one: {verdict.reason}"
+            note(f"{type(self._module).__name__}: {self.note}")
+        return verdict
+
     @cached_property
     def verdict(self) -> Verdict:
         """Prove where the network may be padded; its mode, hooks and buffers stay as they are."""
-        config = text_config(self.inner)
-        ids = ordinary_ids(self._module, config, self._tokenizer)
+        return self._proof().verdict()
+
+    @cached_property
+    def _ended(self) -> Verdict:
+        """Prove the same of rows that end with the network's own token for an end."""
+        return self._proof(text_config(self.inner).eos_token_id).verdict()
+
+    def _proof(self, end: int | None = None) -> Proof:
+        ids = ordinary_ids(self._module, text_config(self.inner), self._tokenizer)
         can_generate = getattr(self._module, "can_generate", None)
-        proof = Proof(
+        return Proof(
             self._module,
             ids[: self.context_length()],
             self.arguments,
             writes=bool(callable(can_generate) and can_generate()) and not self.encoder_decoder,
             encoder_decoder=self.encoder_decoder,
+            end=end,
         )
-        verdict = proof.verdict()
-        if verdict.side == "alone":
-            self.note = f"rows of different lengths run one by one: {verdict.reason}"
-            note(f"{type(self._module).__name__}: {self.note}")
-        return verdict
 
     @property
     def encoder_decoder(self) -> bool:
