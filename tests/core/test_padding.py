@@ -212,7 +212,7 @@ def test_rows_that_end_as_a_network_needs_it_are_padded() -> None:
     net = tf.BartForSequenceClassification(tf.BartConfig(**BART, eos_token_id=2))
     m = Model(randomised(net, std=0.2))
     rows = [[5, 17, 13, 88, 2], [7, 71, 2]]
-    assert m.encode(rows).padding == "right" and not m.note
+    assert m.encode(rows).padding == "right" and not m.encode.note
     found = m.run(rows).output.logits
     for i, row in enumerate(rows):
         with torch.no_grad():

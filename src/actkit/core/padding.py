@@ -20,8 +20,9 @@ LONG, SHORT = 8, 3
 MARGIN, COARSE = 200, 2
 """Rounding steps by which a row may differ, relative to its length as a vector: of float32, and
 of numbers of 16 bits, which leave less room between rounding and a mistake."""
-NOISE = 4
-"""How much more than a row without padding, in the same batch, a padded one may differ."""
+NOISE, MOST = 4, 40
+"""How much more than a row without padding, in the same batch, a padded one may differ; and than
+rounding on its own, since what differs by more (networks that draw numbers) proves nothing."""
 REFUSALS = (
     ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, NotImplementedError,
     RuntimeError, TypeError, ValueError,
@@ -142,7 +143,7 @@ class Proof:
         """
         pairs = zip(batch, self._values(rows[:1], side), strict=False)
         noise = [_distance(b[0], a[0]) for b, a in pairs if b.shape[1:] == a.shape[1:]]
-        bound = max(noise, default=0.0) * NOISE
+        bound = min(max(noise, default=0.0) * NOISE, self._bound * MOST, 0.1)
         return bound > self._bound and self._exact(batch, alone, side, bound)
 
     def _blind_to_later(self, batch: Values, alone: Values) -> bool:

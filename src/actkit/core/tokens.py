@@ -91,7 +91,7 @@ class TokenCalls:
         ids = ordinary_ids(self._module, text_config(self.inner), self._tokenizer)
         can_generate = getattr(self._module, "can_generate", None)
         return Proof(
-            self._module,
+            getattr(self._module, "_orig_mod", self._module),  # compiled, it would be once more
             ids[: self.context_length()],
             self.arguments,
             writes=bool(callable(can_generate) and can_generate()) and not self.encoder_decoder,
