@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from actkit.core.errors import InputError
 from actkit.core.forms import device_of, first_of_sentences
-from actkit.core.padding import Proof, Verdict, ordinary_ids
+from actkit.core.padding import LONG, Proof, Verdict, ordinary_ids
 from actkit.core.progress import note
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -36,6 +36,7 @@ class TokenCalls:
     def __init__(self, module: nn.Module, tokenizer: Any) -> None:
         """Look for the network of transformers."""
         self._module, self._tokenizer, self.note = module, tokenizer, ""
+        self._ended: dict[int, Verdict] = {}
         known = (m for m in module.modules() if hasattr(type(m), "base_model_prefix"))
         self.inner: Any = next(known, module)
 
@@ -66,12 +67,14 @@ class TokenCalls:
         """Return where these rows may be padded.
 
         Some networks (CLIP's text tower) read a text at the token that ends it, and so can be
-        padded only if every row has that token.
+        padded only if every row ends with that token: the proof is made once more with it.
         """
-        end = getattr(text_config(self.inner), "eos_token_id", None)
-        verdict = self.verdict
-        if verdict.side == "alone" and type(end) is int and all(row[-1] == end for row in rows):
-            verdict = self._ended
+        verdict, ends = self.verdict, {row[-1] for row in rows}
+        if verdict.side == "alone" and len(ends) == 1:
+            (end,) = ends
+            if end not in self._ended:
+                self._ended[end] = self._proof(end).verdict()
+            verdict = self._ended[end]
         if verdict.side == "alone" and not self.note:
             self.note = f"rows of different lengths run one by one: {verdict.reason}"
             note(f"{type(self._module).__name__}: {self.note}")
@@ -82,17 +85,14 @@ class TokenCalls:
         """Prove where the network may be padded; its mode, hooks and buffers stay as they are."""
         return self._proof().verdict()
 
-    @cached_property
-    def _ended(self) -> Verdict:
-        """Prove the same of rows that end with the network's own token for an end."""
-        return self._proof(text_config(self.inner).eos_token_id).verdict()
-
     def _proof(self, end: int | None = None) -> Proof:
-        ids = ordinary_ids(self._module, text_config(self.inner), self._tokenizer)
+        """Return a proof with rows of tokens that mean nothing special, but for what ends them."""
+        config, num = text_config(self.inner), LONG + 1
+        ids = ordinary_ids(self._module, config, self._tokenizer, num)
         can_generate = getattr(self._module, "can_generate", None)
         return Proof(
             getattr(self._module, "_orig_mod", self._module),  # compiled, it would be once more
-            ids[: self.context_length()],
+            [i for i in ids if i != end][:LONG][: self.context_length()],
             self.arguments,
             writes=bool(callable(can_generate) and can_generate()) and not self.encoder_decoder,
             encoder_decoder=self.encoder_decoder,
