@@ -13,6 +13,10 @@ ActkitError
 ├── DataError          a data set or a file of the user's that cannot be read
 └── EngineError        an engine that is unknown, absent, or whose workers fail
 
+ActkitWarning
+├── InputWarning       inputs that are read otherwise than they were given
+└── ModeWarning        a network in training mode, whose numbers change from run to run
+
 Every message states the rule, then the value and the shape that broke it.
 """
 
@@ -69,3 +73,15 @@ class DataError(ActkitError, ValueError):
 
 class EngineError(ActkitError):
     """An engine that is unknown, absent, or whose workers fail."""
+
+
+class ActkitWarning(UserWarning):
+    """Base of all warnings given on purpose."""
+
+
+class InputWarning(ActkitWarning):
+    """Inputs that are read otherwise than they were given."""
+
+
+class ModeWarning(ActkitWarning):
+    """A network in training mode, whose numbers change from run to run."""

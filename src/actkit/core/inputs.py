@@ -5,17 +5,26 @@ Shapes: B batch, T tokens.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
+from actkit.core.chats import is_chat, rendered, token_ids
 from actkit.core.errors import InputError
-
-_LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx")
+from actkit.core.forms import (
+    Loaded,
+    as_list,
+    device_of,
+    num_rows,
+    on_device,
+    unscaled,
+    without_labels,
+)
+from actkit.core.tokens import TokenCalls
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,9 @@ class Batch:
             sound); None if nothing is padded.
         past: (B, P) validity of the tokens that a cache among the arguments holds; None if there
             is no cache, or nothing is known of it.
+        padding: "left" or "right" where rows were padded here; "alone" where they were, but no
+            padding is exact, so that rows must run one by one (see `Encoder.split`); "" for what
+            needed no padding, or came with a mask of its own.
     """
 
     args: tuple[Any, ...] = ()
@@ -37,12 +49,12 @@ class Batch:
     tokens: Tensor | None = None
     valid: Tensor | None = None
     past: Tensor | None = None
+    padding: str = ""
 
     @property
     def num_samples(self) -> int:
         """Return the length of the first tensor; 1 if there is none."""
-        values = (*self.args, *self.kwargs.values())
-        return next((len(v) for v in values if isinstance(v, Tensor)), 1)
+        return num_rows((*self.args, *self.kwargs.values()))
 
 
 class Call:
@@ -60,40 +72,85 @@ class Encoder:
         module: The network.
         tokenizer: Needed for text.
         processor: Needed for images and sound.
+
+    Attributes:
+        template: Settings of the chat template for every conversation, such as
+            `{"enable_thinking": False}`; those of a call come on top.
     """
 
     def __init__(self, module: nn.Module, tokenizer: Any, processor: Any) -> None:
         """Keep what is needed to encode."""
         self._module, self._tokenizer, self._processor = module, tokenizer, processor
-        known = (m for m in module.modules() if hasattr(type(m), "base_model_prefix"))
-        self._inner = next(known, module)  # the network of transformers inside a wrapper
+        self._calls = TokenCalls(module, tokenizer)
+        self.template: dict[str, Any] = {}
 
-    def __call__(self, inputs: Any) -> Batch:
-        """Return the batch; the inputs themselves stay as they are."""
+    def __call__(self, inputs: Any, template: Mapping[str, Any] | None = None) -> Batch:
+        """Return the batch; the inputs themselves stay as they are.
+
+        Args:
+            inputs: As in `Model.run`.
+            template: Settings of the chat template for these conversations.
+        """
         if isinstance(inputs, Batch):
             return inputs
         if isinstance(inputs, Call):
             return self._given(inputs.args, inputs.kwargs)
+        if isinstance(inputs, PackedSequence):
+            return self._given((inputs,), {})
+        if isinstance(inputs, Loaded):
+            return self._loaded(inputs)
+        listed = as_list(inputs)
+        if listed is not None:
+            return self._several(listed, template or {})
         if isinstance(inputs, tuple):
-            return self._given(inputs, {})
+            return self._given(without_labels(self._module, inputs), {})
         if isinstance(inputs, Mapping):
+            if is_chat(inputs.get("messages")):
+                return self._chats([inputs["messages"]], template or {})
             return self._given((), dict(inputs))
-        if isinstance(inputs, str):
-            return self.text([inputs])
         if isinstance(inputs, Tensor | np.ndarray):
             return self._array(torch.as_tensor(inputs))
-        if isinstance(inputs, Sequence) and len(inputs):
-            return self._several(inputs)
         kind = type(inputs).__name__
         raise InputError(
             f"inputs must be text, tokens, arrays or a batch and not empty, got {kind}"
         )
 
-    def text(self, texts: Sequence[str], special: bool = True) -> Batch:
-        """Encode texts, padded on the left so that position -1 is each row's last token.
+    @property
+    def note(self) -> str:
+        """Return why ragged batches run row by row; empty if they do not, or before the first."""
+        return self._calls.note
 
-        Encoders, whose attention is two-way, are padded on the right instead: their first token
-        stands for the text, and it must stay first.
+    @property
+    def padding(self) -> str:
+        """Return how ragged batches of tokens run: padded "left", padded "right", or "alone".
+
+        It is proven on the network the first time that it is asked (see `actkit.core.padding`),
+        two or three runs of eight tokens, and holds from then on.
+        """
+        return self._calls.verdict.side
+
+    def split(self, batch: Batch, writes: bool = False) -> list[Batch]:
+        """Return what may run at once: the batch itself, or each row alone, without padding.
+
+        Batches that came with a mask of their own are taken as they are.
+
+        Args:
+            batch: Of this encoder.
+            writes: The network goes on writing behind the rows, so that a decoder's rows may not
+                be padded there.
+        """
+        behind = writes and batch.padding == "right" and not self._calls.encoder_decoder
+        if batch.tokens is None or batch.valid is None or not (batch.padding == "alone" or behind):
+            return [batch]
+        rows = zip(batch.tokens, batch.valid, strict=True)
+        return [self._rows([tokens[valid].tolist()], "left") for tokens, valid in rows]
+
+    def text(self, texts: Sequence[str], special: bool = True) -> Batch:
+        """Encode texts, padded where the network can take it (`padding`).
+
+        Decoders are padded on the left, so that position -1 is each row's last token; networks
+        that read both ways and encoder-decoders on the right, since their first token, which may
+        stand for the text, must stay first.
         """
         if self._tokenizer is None:
             raise InputError(
@@ -101,21 +158,36 @@ class Encoder:
                 "pass tokenizer= to ak.open, or give token ids"
             )
         for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputError(f"a prompt must be text, got {text!r} at index {i}")
             if not text:
                 raise InputError(f"a prompt must not be empty, got {text!r} at index {i}")
-        ids = [self._tokenizer(t, add_special_tokens=special)["input_ids"] for t in texts]
-        return self._tokens(ids)
+        rows = [token_ids(self._tokenizer, t, special) for t in texts]
+        for i, row in enumerate(rows):
+            if not row:
+                raise InputError(f"a prompt must have a token, got {texts[i]!r} at index {i}")
+        return self._tokens(rows)
 
-    def _several(self, inputs: Sequence[Any]) -> Batch:
+    def _loaded(self, values: Loaded) -> Batch:
+        """Take what a network takes of a loader's batch: its inputs, and not their labels."""
+        first, *_ = values
+        if isinstance(first, Tensor):
+            taken = without_labels(self._module, values)
+            return self._array(first) if len(taken) == 1 else self._given(taken, {})
+        return self(first if not isinstance(first, str) else list(values))
+
+    def _several(self, inputs: Sequence[Any], template: Mapping[str, Any]) -> Batch:
         first = inputs[0]
-        if all(isinstance(i, str) for i in inputs):
+        if any(isinstance(i, str) for i in inputs):
             return self.text(list(inputs))
+        if isinstance(first, Mapping) and is_chat(first.get("messages")):
+            return self._chats([i["messages"] for i in inputs], template)
         if isinstance(first, Mapping):
-            return self._chats([inputs])
+            return self._chats([inputs], template)
         if isinstance(first, int):
             return self._tokens([list(inputs)])
         if isinstance(first, list | tuple) and first and isinstance(first[0], Mapping):
-            return self._chats(inputs)
+            return self._chats(inputs, template)
         if isinstance(first, list | tuple) and all(isinstance(t, int) for i in inputs for t in i):
             return self._tokens([list(i) for i in inputs])
         if isinstance(first, Tensor | np.ndarray) and np.ndim(first) == 1:
@@ -124,28 +196,33 @@ class Encoder:
                 return self._tokens([r.tolist() for r in rows])
         return self._media(inputs)
 
-    def _chats(self, chats: Sequence[Any]) -> Batch:
-        if getattr(self._tokenizer, "chat_template", None) is None:
-            raise InputError("chat messages need a tokenizer with a chat template; there is none")
-        texts = [
-            self._tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True)
-            for c in chats
-        ]
-        return self.text(texts, special=False)
+    def _chats(self, chats: Sequence[Any], template: Mapping[str, Any]) -> Batch:
+        for i, chat in enumerate(chats):
+            if not is_chat(chat):
+                shown = list(chat[0]) if isinstance(chat[0], Mapping) else type(chat[0]).__name__
+                raise InputError(
+                    f"a list of dicts must be messages with role and content, got {shown} "
+                    f"in conversation {i}; give batches one by one"
+                )
+        settings = {**self.template, **template}
+        return self.text([rendered(self._tokenizer, c, settings) for c in chats], special=False)
 
     def _media(self, inputs: Sequence[Any]) -> Batch:
-        """Encode images or sounds with the processor."""
-        if self._processor is None:
+        """Encode images or sounds with the processor; without one, stack arrays of one shape."""
+        if self._processor is not None:
+            sees = "pixel_values" in inspect.signature(self._module.forward).parameters
+            fed: dict[str, Any] = {"images" if sees else "audio": list(inputs)}
+            silence = {} if sees else self._sound_mask()
+            return self._given((), dict(self._processor(**fed, return_tensors="pt", **silence)))
+        if not all(isinstance(i, Tensor | np.ndarray) for i in inputs):
             raise InputError(
                 f"a list of {type(inputs[0]).__name__} needs a processor and there is none: "
                 "pass processor= to ak.open, or give a tensor"
             )
-        sees = "pixel_values" in inspect.signature(self._module.forward).parameters
-        if sees:
-            fed = self._processor(images=list(inputs), return_tensors="pt")
-        else:
-            fed = self._processor(audio=list(inputs), return_tensors="pt", **self._sound_mask())
-        return self._given((), dict(fed))
+        shapes = {tuple(i.shape) for i in inputs}
+        if len(shapes) > 1:
+            raise InputError(f"arrays of one batch must have one shape, got {sorted(shapes)}")
+        return self._array(torch.stack([torch.as_tensor(i) for i in inputs]))
 
     def _sound_mask(self) -> dict[str, bool]:
         """Return what asks the processor for the mask of silence behind a sound.
@@ -159,124 +236,59 @@ class Encoder:
         return {"return_attention_mask": True} if spectral else {}
 
     def _array(self, array: Tensor) -> Batch:
-        name = getattr(self._inner, "main_input_name", None)
+        name = getattr(self._calls.inner, "main_input_name", None)
         if not array.numel():
             raise InputError(f"inputs must not be empty, got shape {tuple(array.shape)}")
         if name == "input_ids" and not array.is_floating_point() and array.dim() in (1, 2):
             ids = torch.atleast_2d(array).long()  # type: ignore[no-untyped-call]
             return self._given((), {"input_ids": ids})
+        if array.dtype == torch.uint8 and array.dim() == 4 and self._processor is not None:
+            return self._media(list(array))
+        if array.dtype == torch.uint8 and name == "pixel_values":  # it would be cast, not scaled
+            raise unscaled(array)
         if name is None or name == "input_ids":
             return self._given((array,), {})
         return self._given((), {name: array})
 
     def _tokens(self, rows: list[list[int]]) -> Batch:
-        """Pad token ids; positions are told where the network can hear them."""
-        if not all(rows):
-            raise InputError(f"a prompt must have a token, got lengths {[len(r) for r in rows]}")
-        ids = torch.full((len(rows), max(map(len, rows))), self._pad_id())
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            own = slice(len(row)) if self._two_way else slice(-len(row), None)
-            ids[i, own], mask[i, own] = torch.tensor(row), 1
-        kwargs = {"input_ids": ids, "attention_mask": mask}
-        if not mask.all() and self._hears_positions():
-            kwargs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
-        return self._given((), kwargs)
+        """Put rows of token ids into one batch, padded where they differ in length."""
+        lengths = [len(row) for row in rows]
+        if not all(lengths):
+            raise InputError(f"a prompt must have a token, got lengths {lengths}")
+        self._calls.check(max(lengths), min(map(min, rows)), max(map(max, rows)))
+        if len({*lengths}) == 1:
+            return self._rows(rows, "left")
+        verdict = self._calls.verdict_for(rows)
+        return replace(self._rows(rows, verdict.usual), padding=verdict.side)
 
-    def _pad_id(self) -> int:
-        """Return the id to pad with: the tokenizer's, else the network's, else 0."""
-        sources = (self._tokenizer, _text_config(self._inner))
-        found = (getattr(source, "pad_token_id", None) for source in sources)
-        return next((i for i in found if isinstance(i, int) and i >= 0), 0)
-
-    @cached_property
-    def _two_way(self) -> bool:
-        """Say whether the network's attention, if it says so, is never causal."""
-        said = [getattr(m, "is_causal", None) for m in self._module.modules()]
-        known = [causal for causal in said if isinstance(causal, bool)]
-        return bool(known) and not any(known)
-
-    def _hears_positions(self) -> bool:
-        """Say whether positions are an argument that counts from 0."""
-        outer = inspect.signature(self._module.forward).parameters
-        passed = "position_ids" in outer or any(p.kind is p.VAR_KEYWORD for p in outer.values())
-        heard = "position_ids" in inspect.signature(self._inner.forward).parameters
-        return passed and heard and self._padding_position is None
-
-    @cached_property
-    def _padding_position(self) -> int | None:
-        """Return the position of padding where the others count on from it, as in RoBERTa.
-
-        Such networks find positions from the ids, and need no telling.
-        """
-        for path, module in self._module.named_modules():
-            if path.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-                return module.padding_idx
-        return None
+    def _rows(self, rows: Sequence[Sequence[int]], side: str) -> Batch:
+        """Return a batch of rows of tokens that is padded on a side."""
+        ids, mask = self._calls.padded(rows, side)
+        args, kwargs = self._calls.arguments(rows, side)
+        return Batch(args, kwargs, ids, mask.bool())
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
-        """Move arguments to the network's device and check what can be checked."""
-        device = input_device(self._module)
-        args = tuple(_moved(a, device) for a in args)
-        kwargs = {k: _moved(v, device) for k, v in kwargs.items()}
+        """Check what can be checked, and move arguments to the network's device."""
         ids = kwargs.get("input_ids")
-        tokens = ids if isinstance(ids, Tensor) and ids.dim() == 2 else None
+        ids = torch.as_tensor(ids) if isinstance(ids, np.ndarray) else ids
+        known = isinstance(ids, Tensor) and ids.dim() == 2
+        if known and not ids.numel():
+            raise InputError(f"a prompt must have a token, got shape {tuple(ids.shape)}")
+        if known:
+            self._calls.check(ids.shape[1], int(ids.min()), int(ids.max()))
+        device = device_of(self._module)
+        args = tuple(on_device(a, device) for a in args)
+        kwargs = {k: on_device(v, device) for k, v in kwargs.items()}
         mask = kwargs.get("attention_mask")
         valid = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        past = None
+        tokens, past = kwargs["input_ids"] if known else None, None
         if tokens is not None:
-            self._check(tokens)
-            columns = 0 if valid is None else valid.shape[1]
-            if valid is not None and columns > tokens.shape[1]:  # a cache holds the first columns
+            if valid is not None and valid.shape[1] > tokens.shape[1]:
+                # a cache holds the first columns
                 past, valid = valid[:, : -tokens.shape[1]], valid[:, -tokens.shape[1] :]
             valid = valid if valid is not None and valid.shape == tokens.shape else None
         return Batch(args, kwargs, tokens, valid, past)
 
-    def _check(self, tokens: Tensor) -> None:
-        """Refuse prompts that are empty, too long, or hold unknown tokens."""
-        if not tokens.numel():
-            raise InputError(f"a prompt must have a token, got shape {tuple(tokens.shape)}")
-        length = self.context_length()
-        if length is not None and tokens.shape[1] > length:
-            raise InputError(
-                f"a prompt must fit the context of {length} tokens, got {tokens.shape[1]}; "
-                "nothing was cut off"
-            )
-        size = getattr(_text_config(self._inner), "vocab_size", None)
-        lowest, highest = int(tokens.min()), int(tokens.max())
-        if size is not None and not 0 <= lowest <= highest < size:
-            raise InputError(f"token ids must be 0 to {size - 1}, got {lowest} to {highest}")
-
     def context_length(self) -> int | None:
         """Return how many tokens fit; None where positions are relative or not used."""
-        config = _text_config(self._inner)
-        if getattr(config, "model_type", "") in ("t5", "mt5", "umt5"):
-            return None
-        found = (getattr(config, name, None) for name in _LENGTHS)
-        length = next((n for n in found if isinstance(n, int) and n > 0), None)
-        if length is not None and self._padding_position is not None:
-            return length - self._padding_position - 1
-        return length
-
-
-def _text_config(module: nn.Module) -> Any:
-    config = getattr(module, "config", None)
-    reader = getattr(config, "get_text_config", None)
-    return reader() if callable(reader) else config
-
-
-def input_device(module: nn.Module) -> torch.device:
-    """Return where inputs are to lie: at the first weights that are in memory.
-
-    Offloaded weights (accelerate) are on meta until they are needed; their hooks move the inputs.
-    """
-    devices = (p.device for p in module.parameters() if not p.is_meta)
-    own = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    if own is not None:
-        return torch.device(own)
-    return next(devices, torch.device("cpu"))
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    value = torch.as_tensor(value) if isinstance(value, np.ndarray) else value
-    return value.to(device) if isinstance(value, Tensor) else value
+        return self._calls.context_length()

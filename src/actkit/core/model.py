@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from actkit.core.addresses import Addresses
+from actkit.core.alone import edits_of_row, run_alone
 from actkit.core.caches import caches_among
 from actkit.core.compat import cache_keywords, generation_setting
 from actkit.core.context import ForwardContext
@@ -19,13 +20,15 @@ from actkit.core.edit import Edit, as_edits
 from actkit.core.engines import Ray, run_shares
 from actkit.core.errors import EditError, InputError, SiteError
 from actkit.core.fast_path import without_fast_path
+from actkit.core.forms import explained, first_of_sentences
 from actkit.core.hooks import Hooks, Stop
 from actkit.core.inputs import Batch, Encoder
+from actkit.core.mode import TrainingMode
 from actkit.core.networks import find
 from actkit.core.recording import Recording, Rows
 from actkit.core.replace import replaced
 from actkit.core.sites import Site
-from actkit.core.stream import merged, observe, rows_at
+from actkit.core.stream import Observed, Pass, merged, observe, rows_at
 from actkit.core.sweep import sweep
 from actkit.core.taps import Read, Tap, check_acted, check_calls, check_reached, check_run
 from actkit.core.told import generation_settings, told_by_run, told_by_user
@@ -63,11 +66,14 @@ class Model:
 
         `axes` tells which axis of modules' tensors is which, by site name or pattern.
         """
-        self.module, self.tokenizer, self.processor = module, tokenizer, processor
+        first = first_of_sentences(module)
+        self.module, self.processor = module, processor
+        self.tokenizer = first.tokenizer if tokenizer is None and first is not None else tokenizer
         self.name, self.opener = name or type(module).__name__, opener
-        self.encode = Encoder(module, tokenizer, processor)
+        self.encode = Encoder(module, self.tokenizer, processor)
+        self._mode = TrainingMode(module, self.name)
         network = find(module)
-        self.note = network.note
+        self._note = network.note
         self._roots = network.roots or {}
         self.shares: dict[Any, bool] = {}
         self._addresses = Addresses(module, network.sites, network.prefixes, axes)
@@ -76,6 +82,11 @@ class Model:
         """Return name, class and size."""
         size = sum(p.numel() for p in self.module.parameters()) / 1e6
         return f"Model({self.name!r}, {type(self.module).__name__}, {size:.1f}M parameters)"
+
+    @property
+    def note(self) -> str:
+        """Return how its points were found, and why rows run one by one if they do."""
+        return "; ".join(filter(None, (self._note, self.encode.note)))
 
     def sites(self, pattern: str | None = None, refused: bool = False) -> list[Site]:
         """Return the sites that match a pattern.
@@ -104,12 +115,30 @@ class Model:
 
         Args:
             inputs: Text or a list of it, chat messages, token ids, a batch as a dict, an array,
-                a tuple of positional inputs, or `ak.Call` for any others.
+                a tuple of positional inputs, or `ak.Call` for any others. Rows of different
+                lengths are padded where the network can take it; where it cannot, they run one
+                by one, `Recording.output` is a list, and gradients need a single row.
             record: Sites, aliases or patterns.
             edits: Applied in order; a recording shows what flows on after them.
             logits: Also keep the network's logits.
             grad: Keep the graph, so that recorded tensors can be differentiated.
         """
+        batch, sites = self.encode(inputs), self._addresses.find(record)
+        each = partial(self._record, sites=sites, logits=logits, grad=grad)
+        parts = self.encode.split(batch)
+        if len(parts) > 1:
+            if grad:
+                raise InputError(f"gradients need one run, but {self.encode.note}: give one row")
+            return run_alone(batch, parts, edits, self._addresses.find, each)
+        recording, taps = each(batch, edits)
+        check_acted(taps)
+        check_run(taps)
+        return recording
+
+    def _record(
+        self, batch: Batch, edits: Sequence[Edit], sites: Sequence[Site], logits: bool, grad: bool
+    ) -> tuple[Recording, list[Tap]]:
+        """Run one batch; return its recording, and the taps, which know what happened."""
         values: dict[str, Tensor] = {}
         rows: dict[str, Rows | SiteError] = {}
         axes: dict[str, str] = {}
@@ -122,18 +151,15 @@ class Model:
             except SiteError as error:
                 rows[site.name] = error  # the tensor can be had; who asks for its rows is told
 
-        batch = self.encode(inputs)
-        sites = self._addresses.find(record)
         taps = self._taps(sites, keep, edits)
         output = self._forward(batch, taps, grad, bool(sites) and not logits)
-        check_acted(taps)
-        check_run(taps)
         known = (own for own in rows.values() if isinstance(own, Rows))
         main = next(known, None) if batch.tokens is None else _token_rows(batch)
         if main is None:
             main = Rows.of(torch.ones(0, 0, dtype=torch.bool))
         found = _logits(output) if logits else None
-        return Recording({s.name: values[s.name] for s in sites}, rows, main, found, output, axes)
+        kept = {s.name: values[s.name] for s in sites if s.name in values}
+        return Recording(kept, rows, main, found, output, axes), taps
 
     def generate(
         self,
@@ -141,6 +167,7 @@ class Model:
         edits: Sequence[Edit] = (),
         max_new_tokens: int | None = None,
         cache: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> list[str]:
         """Continue prompts with the network's own `generate`; edits act on every step.
@@ -150,6 +177,7 @@ class Model:
             edits: As in `run`; `Where(tokens="generated")` leaves the prompt alone.
             max_new_tokens: How many tokens to write at most; 40 unless `settings` tell.
             cache: A `transformers.Cache`; its own kind if None.
+            chat_template_kwargs: Keywords of the chat template, `{"enable_thinking": False}`.
             settings: Passed to `generate`. Without a `generation_config` it is greedy unless
                 `do_sample=True`.
 
@@ -158,7 +186,7 @@ class Model:
             are asked for.
         """
         edits = as_edits(edits)
-        batch = self.encode(prompts)
+        batch = self.encode(prompts, template=chat_template_kwargs)
         module: Any = self.module
         if not hasattr(module, "generate") or self.tokenizer is None:
             raise InputError(f"generate needs a language model with a tokenizer, got {self!r}")
@@ -166,12 +194,28 @@ class Model:
         self._check_room(batch, settings)
         if cache is not None:
             settings |= cache_keywords(module, cache)
+        parts = self.encode.split(batch, writes=True)
+        if len(parts) == 1:
+            return self._written(parts[0], edits, settings)
+        if cache is not None:
+            raise InputError(f"a cache needs rows that run together, but {self.encode.note}")
+        texts: list[str] = []
+        for row, part in enumerate(parts):
+            own = dict(edits_of_row(edits, row, batch, self._addresses.find))
+            texts += self._written(part, list(own.values()), settings)
+        return texts
+
+    def _written(
+        self, batch: Batch, edits: Sequence[Edit], settings: Mapping[str, Any]
+    ) -> list[str]:
+        """Let the network continue a batch of prompts; return the new texts."""
+        module: Any = self.module
         kwargs = {k: v for k, v in batch.kwargs.items() if k != "position_ids"}
-        with torch.no_grad(), self.edited(edits):
+        with torch.no_grad(), self._mode.kept(), self.edited(edits):
             written = module.generate(**kwargs, **settings)
         written = getattr(written, "sequences", written)
-        encoder_decoder = getattr(self.module.config, "is_encoder_decoder", False)
-        start = 0 if encoder_decoder or batch.tokens is None else batch.tokens.shape[1]
+        answers = getattr(module.config, "is_encoder_decoder", False)
+        start = 0 if answers or batch.tokens is None else batch.tokens.shape[1]
         texts: list[str] = self.tokenizer.batch_decode(written[:, start:], skip_special_tokens=True)
         return texts
 
@@ -243,7 +287,8 @@ class Model:
         batch_size: int = 8,
         edits: Sequence[Edit] = (),
         engine: str | Ray = "local",
-    ) -> dict[Any, list[Any]]:
+        on_bad: str = "raise",
+    ) -> Observed:
         """Stream data through readings in constant memory.
 
         Args:
@@ -254,11 +299,14 @@ class Model:
             edits: As in `run`.
             engine: "local"; "ray", or `actkit.core.engines.Ray` with settings: each worker feeds
                 readings of its own with its share of the batches, and they are merged.
+            on_bad: "raise": a sample that the network cannot take (empty, beyond the context)
+                ends the pass, and the message names it; "skip": it is left out.
 
         Returns:
-            For each site, and for each tuple, its own readings, fed.
+            For each site, and for each tuple, its own readings, fed; `.skipped` lists what was
+            left out.
         """
-        share = partial(observe, self, data, readings, batch_size, as_edits(edits))
+        share = partial(observe, self, data, readings, Pass(batch_size, as_edits(edits), on_bad))
         return merged(run_shares(share, engine, "observing"))
 
     def harvest(self, data: Any, record: Names, to: Any, **settings: Any) -> "Store":
@@ -268,7 +316,8 @@ class Model:
             data: As in `observe`.
             record: Sites or patterns.
             to: Folder of the store.
-            settings: Of `actkit.store.harvest`: dtype, batch_size, shard_bytes, engine, edits.
+            settings: Of `actkit.store.harvest`: dtype, batch_size, shard_bytes, engine, edits,
+                on_bad.
         """
         from actkit.store.harvest import harvest
 
@@ -277,7 +326,13 @@ class Model:
     def stream(
         self, batch: Batch, sites: Sequence[Site], read: Read, edits: Sequence[Edit] = ()
     ) -> None:
-        """Run one batch and hand each site's tensor to `read` while it flows; keep nothing."""
+        """Run one batch and hand each site's tensor to `read` while it flows; keep nothing.
+
+        Raises:
+            InputError: The rows must run one by one: pass the parts of `encode.split`.
+        """
+        if len(self.encode.split(batch)) > 1:
+            raise InputError(f"this takes one run, but {self.encode.note}: give one row")
         self._forward(batch, self._taps(sites, read, edits), grad=False, stop=True)
 
     def _forward(self, batch: Batch, taps: list[Tap], grad: bool, stop: bool) -> Any:
@@ -285,9 +340,17 @@ class Model:
         # a cache of the user's own must not be left half filled
         stop = stop and not caches_among([*batch.args, *batch.kwargs.values()])
         hooks = Hooks(self.module, taps, self._roots, stop, told_by_run(batch))
-        with without_fast_path(self.module), hooks, torch.set_grad_enabled(grad):
+        # what a network is given as a dict it may write into
+        args = tuple(dict(a) if type(a) is dict else a for a in batch.args)
+        with (
+            self._mode.kept(),
+            without_fast_path(self.module),
+            hooks,
+            torch.set_grad_enabled(grad),
+            explained(batch),
+        ):
             try:
-                output = self.module(*batch.args, **batch.kwargs)
+                output = self.module(*args, **batch.kwargs)
             except Stop:
                 return None
         check_reached(taps)

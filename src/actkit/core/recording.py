@@ -116,6 +116,11 @@ class Recording(Mapping[str, Tensor]):
         lines = [f"  {k}: {tuple(v.shape)} {str(v.dtype)[6:]}" for k, v in self.items()]
         return "\n".join([f"Recording of {len(self)} sites", *lines])
 
+    @property
+    def axes(self) -> Mapping[str, str]:
+        """Return the axes of the sites whose shape does not tell them."""
+        return self._axes
+
     def rows_of(self, site: str) -> Rows:
         """Return the rows of one site, (B, T) for text, (B, height * width) for images.
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from actkit.core.context import ForwardContext
+from actkit.core.forms import device_of
 from actkit.core.hooks import Hooks
-from actkit.core.inputs import input_device
 from actkit.core.sites import Place, Site
 from actkit.core.taps import Tap
 
@@ -149,7 +149,7 @@ def tokens(network: nn.Module) -> Tensor:
     sizes = [m.num_embeddings for m in network.modules() if isinstance(m, nn.Embedding)]
     pad = getattr(getattr(network, "config", None), "pad_token_id", None)
     words = [i for i in range(max(sizes)) if i != pad]
-    device = input_device(network)
+    device = device_of(network)
     ids = [words[(3 + 7 * i) % len(words)] for i in range(ROWS * LENGTH)]
     return torch.tensor(ids, device=device).view(ROWS, LENGTH)
 

@@ -6,18 +6,24 @@ Shapes: B batch, T tokens, N rows, H heads, S keys.
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from actkit.core.axes import PLACES
+from actkit.core.chats import is_chat
 from actkit.core.context import ForwardContext
 from actkit.core.edit import Edit
 from actkit.core.errors import ActkitError, EditError, InputError, SiteError
-from actkit.core.inputs import Batch
+from actkit.core.forms import Loaded, num_rows
+from actkit.core.inputs import Batch, Call
 from actkit.core.layout import rows_first
+from actkit.core.on_bad import OnBad, Skipped
 from actkit.core.progress import track
 from actkit.core.recording import FACTS, Rows, valid_rows
 from actkit.core.sites import Site
@@ -30,54 +36,108 @@ def batches(data: Any, size: int) -> Iterator[Any]:
     """Group single samples (texts, chats, images) into lists; pass whole batches on as they are.
 
     Args:
-        data: An iterable of samples, or of batches (dicts, tensors with a batch axis, tuples),
-            or a function that opens one.
+        data: An iterable of samples, or of batches (dicts, tensors with a batch axis, tuples, what
+            a `DataLoader` gives), a `torch.utils.data.Dataset`, or a function that opens one.
         size: How many samples make a batch.
     """
-    if isinstance(data, str | Mapping | Tensor | Batch):
-        data = [data]
     if size < 1:
         raise InputError(f"a batch must have at least 1 sample, got {size}")
-    if callable(data) and not isinstance(data, Iterable):
-        data = data()
-    items = iter(data)
-    while group := list(islice(items, size)):
-        whole = [isinstance(g, Mapping | Batch | tuple) or _has_batch_axis(g) for g in group]
-        if any(whole):
+    items = iter(_opened(data, size))
+    loaded = isinstance(data, DataLoader | Dataset)
+    while group := list(islice(items, 1 if loaded else size)):
+        if loaded:
+            yield from (Loaded(g) if isinstance(g, list | tuple) else g for g in group)
+        elif any(map(_is_whole, group)):
             yield from group
         else:
             yield group
+
+
+def num_batches(data: Any, size: int) -> int | None:
+    """Return how many batches data make, None where that is not known before they are read."""
+    opened = _opened(data, size) if not callable(data) else data
+    number = length_hint(opened, -1)
+    if number < 0 or isinstance(opened, DataLoader):
+        return number if number >= 0 else None
+    held = isinstance(opened, list | tuple)
+    return sum(1 for _ in batches(opened, size)) if held else -(-number // size)
+
+
+def _opened(data: Any, size: int) -> Any:
+    """Return what gives the samples or batches of data when it is iterated over."""
+    if isinstance(data, str | Mapping | Tensor | Batch | Call):
+        return [data]
+    if hasattr(data, "iterrows") or hasattr(data, "iter_rows"):
+        raise InputError(
+            f"data must be one column of a data frame, got all of {list(data.columns)}: "
+            "pass frame['text']"
+        )
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        return DataLoader(data, batch_size=size)
+    return data() if callable(data) and not isinstance(data, Iterable) else data
+
+
+def _is_whole(item: Any) -> bool:
+    """Say whether an item of data is a batch, and not one sample."""
+    if isinstance(item, Mapping):
+        return not is_chat(item.get("messages"))
+    chat = isinstance(item, tuple) and is_chat(item)
+    return (isinstance(item, Batch | Call | tuple) and not chat) or _has_batch_axis(item)
 
 
 def _has_batch_axis(item: Any) -> bool:
     return isinstance(item, Tensor) and item.dim() > 1
 
 
+class Observed(dict[Any, list[Any]]):
+    """Readings by site or by tuple of patterns, fed.
+
+    Attributes:
+        skipped: The samples that were left out, with the reasons.
+    """
+
+    def __init__(self, fed: Mapping[Any, list[Any]], skipped: Sequence[Skipped] = ()) -> None:
+        """Hold the readings."""
+        super().__init__(fed)
+        self.skipped = list(skipped)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How data are passed through a network; see `Model.observe`."""
+
+    batch_size: int = 8
+    edits: Sequence[Edit] = ()
+    on_bad: str = "raise"
+
+
 def observe(
     model: "Model",
     data: Any,
     readings: Mapping[Any, Sequence[Any]],
-    batch_size: int,
-    edits: Sequence[Edit],
+    how: Pass,
     rank: int = 0,
     world: int = 1,
-) -> dict[Any, list[Any]]:
+) -> Observed:
     """Feed copies of the readings: at every site that a name means, or at a tuple of sites.
 
     Only every `world`-th batch from `rank` on is run; samples count as if all were.
     """
-    feeder = Feeder(model, readings)
-    groups = track(_lists(data, batch_size), "observing")
-    for _, batch, first in encoded(model, groups, lambda index: index % world == rank):
-        if batch is not None:
-            feeder.take(batch, first, edits)
-    return feeder.fed
+    feeder, policy = Feeder(model, readings), OnBad(how.on_bad)
+    total = num_batches(data, how.batch_size)
+    groups = track(batches(data, how.batch_size), "observing", total, "batches")
+    for _, parts in encoded(model, groups, lambda index: index % world == rank, policy):
+        for batch, first in parts:
+            feeder.take(batch, first, how.edits)
+    policy.tell()
+    return Observed(feeder.fed, policy.skipped)
 
 
-def merged(shares: Sequence[dict[Any, list[Any]]]) -> dict[Any, list[Any]]:
+def merged(shares: Sequence[Observed]) -> Observed:
     """Merge what several workers observed into the first."""
     whole, *others = shares
     for other in others:
+        whole.skipped += other.skipped
         for key, readings in whole.items():
             for reading, more in zip(readings, other[key], strict=True):
                 reading.merge(more)
@@ -85,22 +145,27 @@ def merged(shares: Sequence[dict[Any, list[Any]]]) -> dict[Any, list[Any]]:
 
 
 def encoded(
-    model: "Model", groups: Iterable[Any], wanted: Callable[[int], bool]
-) -> Iterator[tuple[Any, Batch | None, int]]:
-    """Yield each group, its batch if its index is wanted, and the index of its first sample.
+    model: "Model", groups: Iterable[Any], wanted: Callable[[int], bool], policy: OnBad
+) -> Iterator[tuple[Any, list[tuple[Batch, int]]]]:
+    """Yield each group with what of it runs at once, if its index is wanted.
+
+    That are batches, and the index of each one's first sample: one, unless samples were left out
+    or rows run one by one.
 
     Raises:
-        InputError: There is no group.
+        InputError: There is no group, or a sample that the network cannot take.
     """
     index, first = -1, 0
     for index, group in enumerate(groups):
-        if wanted(index) or not isinstance(group, list):  # others tell their number when encoded
-            batch = model.encode(group)
-            yield group, batch if wanted(index) else None, first
-            first += batch.num_samples
-        else:
-            yield group, None, first
-            first += len(group)
+        if isinstance(group, list):
+            size = len(group)
+            found = policy.encoded(model.encode, group, first) if wanted(index) else []
+        else:  # others tell their number when encoded
+            found = policy.whole(model.encode, group, first)
+            size = found[0][0].num_samples if found else num_rows([group])
+        alone = [_split(model, batch, start) for batch, start in found if wanted(index)]
+        yield group, [part for parts in alone for part in parts]
+        first += size
     if index < 0:
         raise InputError("data must hold at least one sample, got none")
 
@@ -123,6 +188,10 @@ def as_readings(readings: Any) -> list[Any]:
                 f"got {type(reading).__name__}"
             )
     return found
+
+
+def _split(model: "Model", batch: Batch, first: int) -> list[tuple[Batch, int]]:
+    return [(part, first + i) for i, part in enumerate(model.encode.split(batch))]
 
 
 class Feeder:
@@ -194,11 +263,6 @@ def shared_rows(rows: Mapping[str, Rows], what: str, error: type[ActkitError]) -
                 f"{len(own)} or others: give each a {what} of its own"
             )
     return main
-
-
-def _lists(data: Any, size: int) -> Iterable[Any]:
-    """Return the batches, in a list where their number is known so that a bar can show it."""
-    return list(batches(data, size)) if isinstance(data, list | tuple) else batches(data, size)
 
 
 def rows_at(site: Site, x: Tensor, context: ForwardContext) -> Rows:

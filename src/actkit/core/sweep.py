@@ -64,7 +64,8 @@ def sweep(
     most = most_rows(model, base, batch)
     if not variants or most < 1:
         raise EditError(f"a sweep needs a variant and a batch, got {len(variants)} and {batch}")
-    if len(variants) > 1 and shares(model, base) and _may_share(model, base):
+    together = base.padding != "alone" and shares(model, base)
+    if len(variants) > 1 and together and _may_share(model, base):
         found = _from_the_middle(model, base, variants, metric, at, most, grad)
         if found is not None:
             return found
@@ -285,11 +286,13 @@ def repeated(batch: Batch, times: int) -> Batch:
     def repeat(value: Any) -> Any:
         return torch.cat([value] * times) if isinstance(value, Tensor) else value
 
-    return Batch(
-        tuple(map(repeat, batch.args)),
-        {k: repeat(v) for k, v in batch.kwargs.items()},
-        repeat(batch.tokens),
-        repeat(batch.valid),
+    return replace(
+        batch,
+        args=tuple(map(repeat, batch.args)),
+        kwargs={k: repeat(v) for k, v in batch.kwargs.items()},
+        tokens=repeat(batch.tokens),
+        valid=repeat(batch.valid),
+        past=repeat(batch.past),
     )
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from copy import copy
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from actkit.core.errors import SiteError
 
@@ -30,35 +32,57 @@ def main_input(path: str, given: Mapping[int | str, Any]) -> Chain:
 
 def main_output(output: Any) -> Chain:
     """Return the way to the main tensor of what a module returned: itself, or its first item."""
-    if isinstance(output, tuple | list) and output:
+    if isinstance(output, tuple | list) and output and not isinstance(output, PackedSequence):
         return (0, *main_output(output[0]))
-    if isinstance(output, Mapping):
-        return tuple(k for k, v in output.items() if isinstance(v, Tensor))[:1]
-    return ()
+    named = output if isinstance(output, Mapping) else _fields(output)
+    return tuple(k for k, v in named.items() if isinstance(v, Tensor))[:1]
 
 
 def get(values: Any, chain: Chain, where: str) -> Tensor:
     """Return the tensor at the end of the chain; `where` names it in errors."""
     for item in chain:
+        if isinstance(values, Tensor):  # an index would take a row of it, not an item
+            raise SiteError(f"{where} is a tensor and has no item {item!r}: leave .{item} out")
         try:
             values = _item(values, item)
         except (AttributeError, IndexError, TypeError, KeyError) as error:
             raise SiteError(f"{where} has no item {item!r} in {type(values).__name__}") from error
+        if isinstance(values, PackedSequence):
+            break
+    if isinstance(values, PackedSequence):
+        raise SiteError(
+            f"{where} is a PackedSequence, whose rows belong to several samples each: give the "
+            "network padded tensors, or record a module that returns a tensor"
+        )
     if not isinstance(values, Tensor):
         raise SiteError(f"{where} must be a tensor to be read, got {type(values).__name__}")
     return values
 
 
 def _item(values: Any, item: int | str) -> Any:
-    by_name = isinstance(item, str) and not isinstance(values, Mapping)
-    return getattr(values, str(item)) if by_name else values[item]
+    key = _key(values, item)
+    by_name = isinstance(key, str) and not isinstance(values, Mapping)
+    return getattr(values, str(key)) if by_name else values[key]
+
+
+def _key(values: Any, item: int | str) -> int | str:
+    """Return the name of the i-th value of a mapping, as transformers' outputs count them."""
+    counts = isinstance(item, int) and isinstance(values, Mapping) and item not in values
+    return list(values)[item] if counts else item  # type: ignore[call-overload,no-any-return]
+
+
+def _fields(values: Any) -> dict[str, Any]:
+    """Return a dataclass's fields by name; none of what is no dataclass."""
+    if not is_dataclass(values):
+        return {}
+    return {f.name: getattr(values, f.name) for f in fields(values)}
 
 
 def put(values: Any, chain: Chain, new: Tensor) -> Any:
     """Return a copy of the values with the item at the end of the chain replaced."""
     if not chain:
         return new
-    item, rest = chain[0], chain[1:]
+    item, rest = _key(values, chain[0]), chain[1:]
     inner = put(_item(values, item), rest, new)
     if isinstance(values, tuple):
         old = _item(values, item)
@@ -67,7 +91,7 @@ def put(values: Any, chain: Chain, new: Tensor) -> Any:
         return type(values)(*items) if hasattr(values, "_fields") else type(values)(items)
     changed = copy(values)
     if isinstance(item, str) and not isinstance(values, Mapping):
-        setattr(changed, item, inner)
+        object.__setattr__(changed, item, inner)  # a copy of a frozen dataclass is ours to write
     else:
         changed[item] = inner
     return changed

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Set, Sized
 from functools import partial
+from glob import glob
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from actkit.data._readers import (
     missing_field,
     num_rows,
     read,
+    sifted,
     string,
 )
 from actkit.data._samples import CountedSamples, Samples
@@ -30,28 +32,32 @@ def load(
     *,
     unit: str = "paragraph",
     size: int | None = None,
+    on_bad: str = "raise",
 ) -> Samples:
     r"""Open data as `Samples`: read again at every iteration, one sample in memory at a time.
 
-    Nothing is skipped or changed: a row that cannot be read is an error that says where.
-    Blank lines are no rows.
+    Nothing is changed, and nothing left out unless you say so: a row that cannot be read is an
+    error that says where. Blank lines are no rows.
 
     Args:
         source: One of
-            a file: `.txt`, `.jsonl` and `.csv` (UTF-8; also `.gz`, `.xz`), `.parquet`, or an
-            image `.jpg`, `.png`;
+            a file: `.txt`, `.jsonl`, `.json` (a list of rows), `.csv` and `.tsv` (UTF-8; also
+            `.gz`, `.xz`, `.bz2`, `.zst`), `.parquet`, or an image `.jpg`, `.png`;
+            a pattern of such files, `"data/**/*.jsonl.gz"`, read in the order of their paths;
             a folder of such files, all texts or all images, read recursively in the order of
             their paths, hidden files left out;
             a list of `Path` objects, read in its order;
             a list of strings or of mappings, or another object that gives them at every
             iteration, such as a Hugging Face dataset;
             `"hf:name"`: the split `train` of a data set of the Hugging Face Hub, streamed.
-        field: The field with the text, of rows that have fields.
+        field: The field with the text, of rows that have fields; or with a chat's messages.
         limit: Take this many samples at most (>= 1); None for all.
         unit: What one sample of a `.txt` is: `paragraph` (between blank lines, its lines kept),
             `line` or `file`.
         size: Cut a square from the middle of each image and resize it to this side in pixels;
             None keeps (3, H, W) as it is.
+        on_bad: "raise": a row without text (null, or without the field) is an error; "skip": it
+            is left out, and at the end is said how many were.
 
     Raises:
         DataError: the source is missing, empty, of an unknown kind or damaged, or a package
@@ -68,11 +74,13 @@ def load(
         raise DataError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}")
     if size is not None and size < 1:
         raise DataError(f"size must be at least 1 pixel or None, got {size}")
-    how = How(field, unit, size)
+    if on_bad not in ("raise", "skip"):
+        raise DataError(f"on_bad must be one of raise, skip; got {on_bad!r}")
+    how = How(field, unit, size, skip=on_bad == "skip")
     if isinstance(source, str) and source.startswith(HUB):
         return _from_rows(_hub(source.removeprefix(HUB)), how, limit, source)
     if isinstance(source, str | PathLike):
-        return _from_files(_paths(Path(source)), how, limit, str(source))
+        return _from_files(_paths(source), how, limit, str(source))
     if isinstance(source, list | tuple) and any(isinstance(item, PathLike) for item in source):
         listed = [_file(item, row) for row, item in enumerate(source)]
         return _from_files(listed, how, limit, f"{len(listed)} files from {listed[0]}")
@@ -87,17 +95,24 @@ def _from_files(paths: list[Path], how: How, limit: int | None, name: str) -> Sa
     origin = _origin(name, how, limit)
     counts = [num_rows(path) for path in paths]
     known = [count for count in counts if count is not None]
-    if len(known) == len(counts):
+    if len(known) == len(counts) and not how.skip:
         return CountedSamples(partial(_read_all, paths, how), origin, limit, sum(known))
     return Samples(partial(_read_all, paths, how), origin, limit)
 
 
 def _read_all(paths: list[Path], how: How) -> Iterator[Any]:
-    for path in paths:
-        yield from read(path, how)
+    yield from sifted((sample for path in paths for sample in read(path, how)), how)
 
 
-def _paths(source: Path) -> list[Path]:
+def _paths(given: str | PathLike[str]) -> list[Path]:
+    source = Path(given)
+    if not source.exists() and any(sign in str(given) for sign in "*?["):
+        found = sorted(
+            path for path in map(Path, glob(str(given), recursive=True)) if path.is_file()
+        )
+        if not found:
+            raise DataError(f"no file matches the pattern {str(given)!r}")
+        return found
     if source.is_file():
         return [source]
     if not source.is_dir():
@@ -125,8 +140,8 @@ def _from_rows(source: Any, how: How, limit: int | None, name: str) -> Samples:
             raise missing_field(how.field, columns, name)
         source = source.select_columns([how.field]) if len(columns) > 1 else source
     origin = _origin(name, how, limit) | _fingerprint(source)
-    opened = partial(_rows, source, how.field)
-    if isinstance(source, Sized):
+    opened = partial(_rows, source, how)
+    if isinstance(source, Sized) and not how.skip:
         return CountedSamples(opened, origin, limit, len(source))
     return Samples(opened, origin, limit)
 
@@ -143,10 +158,14 @@ def _check_rows(source: Any, name: str) -> None:
         )
 
 
-def _rows(source: Iterable[Any], field: str) -> Iterator[str]:
-    for number, row in enumerate(source):
-        where = f"row {number}"
-        yield field_of(row, field, where) if isinstance(row, Mapping) else string(row, where)
+def _rows(source: Iterable[Any], how: How) -> Iterator[Any]:
+    def values() -> Iterator[Any]:
+        for number, row in enumerate(source):
+            where = f"row {number}"
+            fields = isinstance(row, Mapping)
+            yield field_of(row, how.field, where) if fields else string(row, where)
+
+    return sifted(values(), how)
 
 
 def _hub(name: str) -> Any:
@@ -161,13 +180,8 @@ def _hub(name: str) -> Any:
 
 
 def _origin(name: str, how: How, limit: int | None) -> dict[str, Any]:
-    return {
-        "source": name,
-        "field": how.field,
-        "unit": how.unit,
-        "size": how.size,
-        "limit": limit,
-    }
+    facts = {"source": name, "field": how.field, "unit": how.unit, "size": how.size, "limit": limit}
+    return {**facts, "on_bad": "skip"} if how.skip else facts
 
 
 def _fingerprint(source: Any) -> dict[str, str]:

@@ -3,6 +3,7 @@
 Shapes: H height, W width.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from hashlib import sha256
@@ -15,8 +16,9 @@ from actkit.core.errors import DataError
 class Samples:
     """A user's data, read anew from its source at every iteration in constant memory.
 
-    A sample is a string, or a (3, H, W) uint8 image. `len()` works where the number is known
-    without reading everything: lists, folders of images, Parquet, sized Hugging Face datasets.
+    A sample is a string, a chat's list of messages, or a (3, H, W) uint8 image. `len()` works
+    where the number is known without reading everything: lists, folders of images, Parquet, sized
+    Hugging Face datasets.
 
     Attributes:
         origin: Source and settings, ready for JSON.
@@ -90,6 +92,8 @@ def _frame(sample: Any) -> bytes:
     # The length in front keeps ["ab", "c"] and ["a", "bc"] apart.
     if isinstance(sample, str):
         data, kind = sample.encode("utf-8", "surrogatepass"), "text"
+    elif isinstance(sample, list):
+        data, kind = json.dumps(sample, sort_keys=True, default=str).encode(), "chat"
     else:
         data, kind = sample.numpy().tobytes(), f"image {tuple(sample.shape)}"
     return f"{kind} {len(data)}\n".encode() + data

@@ -3,12 +3,14 @@
 Shapes: B batch, T tokens, D width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from actkit.core.chats import is_answered
 from actkit.core.errors import InputError
 from actkit.core.model import Model
 from actkit.core.progress import track
@@ -24,17 +26,24 @@ def tokens_of(model: Model, example: Any) -> tuple[list[int], int]:
     Raises:
         InputError: The example is not text.
     """
-    if _is_answered(example):
+    if is_answered(example):
         *prompt, answer = example
-        head = model.encode([prompt]).tokens
-        own = model.tokenizer(answer["content"], add_special_tokens=False)["input_ids"]
-        if head is None or not own:
-            raise InputError(f"an answer must have a token, got {answer['content']!r}")
-        return [*head[0].tolist(), *own], head.shape[1]
+        if not answer.get("content"):
+            raise InputError(f"an answer must have a token, got {answer.get('content')!r}")
+        head, whole = _ids(model, [prompt]), _ids(model, [example])
+        same = (a == b for a, b in zip(head, whole, strict=False))
+        # a tokenizer may join the answer's first letters with what stands before them
+        return whole, sum(takewhile(bool, same))
+    ids = _ids(model, example)
+    return ids, len(ids) - 1
+
+
+def _ids(model: Model, example: Any) -> list[int]:
     found = model.encode(example).tokens
     if found is None or len(found) != 1:
         raise InputError(f"an example must be one text or chat, got {type(example).__name__}")
-    return found[0].tolist(), found.shape[1] - 1
+    ids: list[int] = found[0].tolist()
+    return ids
 
 
 def answer_states(
@@ -56,8 +65,3 @@ def mean_from(acts_BTD: Tensor, rows: Rows, start_B: Tensor) -> Tensor:
     read_BT = rows.valid & (rows.position >= start_B.to(rows.position)[:, None])
     weight_BT = read_BT / read_BT.sum(-1, keepdim=True)
     return torch.einsum("btd,bt->bd", acts_BTD.float(), weight_BT.to(acts_BTD.device))
-
-
-def _is_answered(example: Any) -> bool:
-    chat = isinstance(example, Sequence) and not isinstance(example, str) and len(example) > 1
-    return chat and isinstance(example[-1], Mapping) and example[-1].get("role") == "assistant"

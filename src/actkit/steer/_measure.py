@@ -6,7 +6,7 @@ Shapes: B rows, N questions, T tokens, V vocabulary.
 import inspect
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,8 +17,8 @@ from actkit import data
 from actkit.core.compat import cache_keywords, output_cache
 from actkit.core.edit import Edit
 from actkit.core.errors import InputError
-from actkit.core.inputs import Batch
 from actkit.core.model import Model
+from actkit.core.recording import last_tokens
 from actkit.steer._task import Task, as_task, first_token
 
 OFF_TARGET_TEXTS, OFF_TARGET_TOKENS = 6, 33
@@ -104,14 +104,15 @@ def next_logits(
     found = []
     for start in range(0, len(prompts), batch_size):
         batch = model.encode(list(prompts[start : start + batch_size]))
-        if "logits_to_keep" in inspect.signature(model.module.forward).parameters:
-            batch = Batch(
-                batch.args, {**batch.kwargs, "logits_to_keep": 1}, batch.tokens, batch.valid
-            )
-        logits = model.run(batch, edits=edits, logits=True).logits
-        if logits is None or logits.dim() != 3:
+        taken = inspect.signature(model.module.forward).parameters
+        if "logits_to_keep" in taken and batch.padding in ("", "left"):
+            batch = replace(batch, kwargs={**batch.kwargs, "logits_to_keep": 1})
+        rec = model.run(batch, edits=edits, logits=True)
+        if rec.logits is None or rec.logits.dim() != 3:
             raise InputError(f"this needs a language model's logits, {model!r} gave none")
-        found.append(logits[:, -1].float())
+        whole = rec.logits.shape[1] == rec.rows.valid.shape[1]
+        last = last_tokens(rec.logits, rec.rows) if whole else rec.logits[:, -1]
+        found.append(last.float())
     return torch.cat(found)
 
 

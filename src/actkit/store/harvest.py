@@ -4,27 +4,33 @@ Shapes: N rows.
 """
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from actkit.core.context import ForwardContext
 from actkit.core.digest import digest
 from actkit.core.edit import Edit, as_edits
 from actkit.core.engines import Ray, run_shares
-from actkit.core.errors import BusyError, InputError, StoreError
+from actkit.core.errors import BusyError, DataError, InputError, StoreError
 from actkit.core.inputs import Batch
-from actkit.core.progress import track
+from actkit.core.on_bad import OnBad
+from actkit.core.progress import note, track
 from actkit.core.provenance import stamp
 from actkit.core.recording import Rows
 from actkit.core.sites import Site
 from actkit.core.stream import batches, encoded, flat_rows, shared_rows
+from actkit.core.stream import num_batches as num_batches_of
 from actkit.store._manifest import NAME, Entry, Manifest, begun, changed
 from actkit.store._parts import PART, check_alone, finish, part_name
 from actkit.store.reader import Store
@@ -50,6 +56,8 @@ class Job:
         dtype: How activations are stored; see `StoreWriter`.
         shard_bytes: See `StoreWriter`.
         edits: Applied in every run.
+        on_bad: "raise": the first sample that the network cannot take ends the harvest, with
+            what was read before it kept; "skip": it is left out, and named in the end.
     """
 
     model: "Model"
@@ -60,6 +68,7 @@ class Job:
     dtype: str = "bfloat16"
     shard_bytes: int = SHARD_BYTES
     edits: Sequence[Edit] = ()
+    on_bad: str = "raise"
 
     def sites(self) -> list[Site]:
         """Return the sites that are meant, each once."""
@@ -89,14 +98,18 @@ class Job:
         def own(index: int) -> bool:
             return index % world == rank and index >= done["batches"]
 
-        groups = batches(self.data, self.batch_size)
-        for index, (group, batch, first) in enumerate(encoded(self.model, groups, own)):
+        policy = OnBad(self.on_bad)
+        total = num_batches_of(self.data, self.batch_size)
+        groups = track(batches(self.data, self.batch_size), "harvesting", total, "batches")
+        for index, (group, parts) in enumerate(encoded(self.model, groups, own, policy)):
             num_batches, sha256 = index + 1, digest([sha256, group])
             if num_batches == done["batches"]:
                 _check_data(done, sha256)
-            if batch is not None:
-                values, rows = self._run(batch, sites)
-                yield values, rows.shifted(first), {"batches": num_batches, "sha256": sha256}
+            found = [(*self._run(batch, sites), first) for batch, first in parts]
+            if found:
+                cursor = {"batches": num_batches, "sha256": sha256}
+                yield *_one_piece(found), cursor
+        policy.tell()
         if num_batches < done["batches"]:
             raise StoreError(
                 f"data must hold what was harvested, {done['batches']} batches, got {num_batches}"
@@ -118,6 +131,22 @@ class Job:
         if silent := [site.name for site in sites if site.name not in values]:
             raise StoreError(f"a site to harvest must run, {', '.join(silent)} did not")
         return values, shared_rows(rows, "store", StoreError)
+
+
+def _one_piece(
+    parts: Sequence[tuple[dict[str, Tensor], Rows, int]],
+) -> tuple[dict[str, Tensor], Rows]:
+    """Return what parts of one batch have as one: a store is cut between batches only."""
+    values, shifted = [p[0] for p in parts], [rows.shifted(first) for _, rows, first in parts]
+    if len(parts) == 1:
+        return values[0], shifted[0]
+    for site in values[0]:
+        if len(shapes := {tuple(v[site].shape[1:]) for v in values}) > 1:
+            raise StoreError(f"rows of one store have one shape, {site} has {sorted(shapes)}")
+    fields = ("valid", "sample", "position", "token")
+    rows = (torch.cat([getattr(own, field) for own in shifted]) for field in fields)
+    whole = {site: torch.cat([v[site] for v in values]) for site in values[0]}
+    return whole, Rows(*rows, shifted[0].grid)
 
 
 Engine = Callable[[Job], Store]
@@ -145,7 +174,7 @@ def harvest(
             parts as one store, by rank; "ray", or `actkit.core.engines.Ray` with settings: the
             same by workers of a cluster whose machines share the folder, as many again when it
             is resumed; it returns the whole store.
-        settings: batch_size, dtype, shard_bytes, edits; see `Job`.
+        settings: batch_size, dtype, shard_bytes, edits, on_bad; see `Job`.
 
     Raises:
         StoreError: An unknown engine; a store begun with other settings, weights or data; the
@@ -197,8 +226,33 @@ def write_stream(
 
 
 def _write(writer: StoreWriter, pieces: Iterable[Piece]) -> None:
-    for values, rows, cursor in track(pieces, "harvesting"):
-        writer.append(values, rows, cursor)
+    """Write pieces; Ctrl-C and bad samples end it with all that came before them committed."""
+    try:
+        for values, rows, cursor in pieces:
+            with uninterrupted():
+                writer.append(values, rows, cursor)
+    except (KeyboardInterrupt, InputError, DataError):
+        writer.commit()
+        kept = f"{writer.num_rows} rows of {(writer.cursor or {}).get('batches', 0)} batches"
+        note(f"{writer.path} keeps {kept}; the same call goes on from there")
+        raise
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until what is inside is done; other threads never see it."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    held: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *call: held.append(call))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        before(*held[0])
 
 
 def _local(job: Job) -> Store:

@@ -230,8 +230,8 @@ class StoreWriter:
 
     def _settle(self) -> None:
         if self._closing is not None:
-            closing, self._closing = self._closing, None
-            closing.result()
+            self._closing.result()  # an interrupt leaves it, to be waited for again
+            self._closing = None
 
     def _commit(self, shard: OpenShard) -> None:
         entry = shard.close()

@@ -9,7 +9,7 @@ import transformers as tf
 from torch import Tensor, nn
 
 import actkit as ak
-from actkit.core.errors import SiteError
+from actkit.core.errors import ModeWarning, SiteError
 from actkit.core.model import Model
 from tests.core import tiny
 from tests.core.architectures import parity
@@ -147,7 +147,8 @@ def test_what_is_added_is_right_while_training_too() -> None:
         tf.Dinov2Model(dinov2(drop_path_rate=0.5)),
     ):
         m = Model(randomised(network).train())
-        rec = m.run(pixels(5), ["resid_*", "attn_out.*", "mlp_out.*"])
+        with pytest.warns(ModeWarning):
+            rec = m.run(pixels(5), ["resid_*", "attn_out.*", "mlp_out.*"])
         for i in range(4):
             close(rec[f"resid_pre.{i}"] + rec[f"attn_out.{i}"], rec[f"resid_mid.{i}"])
             close(rec[f"resid_mid.{i}"] + rec[f"mlp_out.{i}"], rec[f"resid_post.{i}"])
