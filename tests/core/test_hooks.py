@@ -129,6 +129,7 @@ def test_a_recording_does_not_keep_the_network_alive() -> None:
 def test_the_configured_attention_is_in_place_afterwards(attention: str) -> None:
     own = tiny.model(attn_implementation=attention)
     config: Any = own.module.config
+    own.encode(tiny.PROMPTS)  # the side of padding is proven
     seen: list[str] = []
     inner: Any = own.module.get_submodule("model.layers.2.self_attn.q_proj")
     handle = inner.register_forward_hook(lambda *_: seen.append(config._attn_implementation))

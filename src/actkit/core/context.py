@@ -213,9 +213,9 @@ class ForwardContext:
         is_ids = isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point()
         self._tokens = ids if is_ids else None
         sequence = next((s for s in (self._tokens, embeds, first) if isinstance(s, Tensor)), None)
-        self.batch = len(sequence) if sequence is not None and sequence.dim() else 1
-        has_tokens = False
+        self.batch, has_tokens = 0, False
         if sequence is not None:
+            self.batch = len(sequence) if sequence.dim() else 1
             self.device = sequence.device
             has_tokens = sequence.dim() == 2 + sequence.is_floating_point() and not self.frames
         self._length = sequence.shape[1] if has_tokens and sequence is not None else 0

@@ -42,7 +42,7 @@ def get(values: Any, chain: Chain, where: str) -> Tensor:
     """Return the tensor at the end of the chain; `where` names it in errors."""
     for item in chain:
         if isinstance(values, Tensor):  # an index would take a row of it, not an item
-            raise SiteError(f"{where} is a tensor and has no item {item!r}: leave .{item} out")
+            raise SiteError(f"{where} has no item {item!r}, it is a tensor: leave .{item} out")
         try:
             values = _item(values, item)
         except (AttributeError, IndexError, TypeError, KeyError) as error:
@@ -68,6 +68,7 @@ def _item(values: Any, item: int | str) -> Any:
 def _key(values: Any, item: int | str) -> int | str:
     """Return the name of the i-th value of a mapping, as transformers' outputs count them."""
     counts = isinstance(item, int) and isinstance(values, Mapping) and item not in values
+    counts = counts and not any(isinstance(key, int) for key in values)  # arguments have numbers
     return list(values)[item] if counts else item  # type: ignore[call-overload,no-any-return]
 
 
