@@ -16,6 +16,15 @@ from actkit.core.structure import found_stack
 REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 """What a network of which nothing is known may raise when it is handed two rows of tokens."""
 
+INPUTS = ("input_ids", "pixel_values", "input_values", "input_features")
+"""Main inputs of which two rows can be made up."""
+
+MOST_KINDS = 3
+"""Classes of blocks that one stack may have: hybrids have two."""
+
+MOST_TRIED = 3
+"""Lists of blocks in which a stream is looked for, the longest first."""
+
 
 @dataclass(frozen=True)
 class Network:
@@ -58,25 +67,28 @@ def find(module: nn.Module) -> Network:
 
 
 def _by_structure(network: nn.Module, base: str) -> Network:
-    """Return what a network without a table shows of its structure when it reads tokens."""
+    """Return what a network without a table shows of its structure when it reads two rows."""
     lists = _block_lists(network)
-    if not lists or not _takes_tokens(network):
+    if not lists or not _reads(network):
         return Network()
-    path = max(lists, key=lambda p: len(lists[p]))
-    number, kind = len(lists[path]), type(lists[path][0]).__name__
-    try:
-        stack = found_stack(network, f"{path}.{{}}", number)
-    except REFUSALS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        return Network(note=f"{Network.note}; found no points by structure: {reason}")
-    sites = tuple(stack_sites(stack, base))
-    points = ", ".join(dict.fromkeys(s.name.partition(".")[0] for s in sites if not s.refused))
-    note = f"found by structure: {number} blocks of {kind} at {base}{path} with {points}"
-    return Network(sites, {"": base.rstrip(".")}, (), note)
+    reason = ""
+    for path in sorted(lists, key=lambda p: -len(lists[p]))[:MOST_TRIED]:
+        number = len(lists[path])
+        try:
+            stack = found_stack(network, f"{path}.{{}}", number)
+        except REFUSALS as error:
+            reason = reason or (str(error) or type(error).__name__).splitlines()[0]
+            continue
+        sites = tuple(stack_sites(stack, base))
+        points = ", ".join(dict.fromkeys(s.name.partition(".")[0] for s in sites if not s.refused))
+        kinds = " and ".join(dict.fromkeys(type(m).__name__ for m in lists[path]))
+        note = f"found by structure: {number} blocks of {kinds} at {base}{path} with {points}"
+        return Network(sites, {"": base.rstrip(".")}, (), note)
+    return Network(note=f"{Network.note}; found no points by structure: {reason}")
 
 
 def _block_lists(network: nn.Module) -> dict[str, nn.ModuleList]:
-    """Return the lists of blocks of one class, outermost ones only, by path.
+    """Return the lists of blocks, outermost ones only, by path.
 
     In a network of several kinds of inputs only those of its language model are looked at.
     """
@@ -93,16 +105,17 @@ def _block_lists(network: nn.Module) -> dict[str, nn.ModuleList]:
 
 
 def _are_blocks(modules: nn.ModuleList) -> bool:
-    """Say whether a list holds modules of one class that have children."""
-    return len({type(m) for m in modules}) == 1 and any(True for _ in modules[0].children())
+    """Say whether a list holds modules that have children, of one class or a few."""
+    few = len({type(m) for m in modules}) <= MOST_KINDS
+    return few and len(modules) > 0 and all(any(True for _ in m.children()) for m in modules)
 
 
-def _takes_tokens(network: Any) -> bool:
-    """Say whether a network is made to be called with token ids and nothing else."""
+def _reads(network: Any) -> bool:
+    """Say whether a network is made to be called with one of ids, images or sound alone."""
     if getattr(getattr(network, "config", None), "is_encoder_decoder", False):
         return False
     if hasattr(type(network), "base_model_prefix"):
-        return bool(network.main_input_name == "input_ids")
+        return network.main_input_name in INPUTS
     needed = [
         p
         for p in inspect.signature(network.forward).parameters.values()

@@ -1,14 +1,15 @@
-"""What flows through an unknown decoder while it reads two rows of tokens: the numbers of a check.
+"""What flows through an unknown network while it reads two rows: the numbers of a check.
 
-Shapes: L blocks, B batch, T tokens, D width.
+Shapes: L blocks, B batch, T tokens, H heads, S keys, K head width, D width.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from actkit.core.context import ForwardContext
 from actkit.core.hooks import Hooks
@@ -16,6 +17,8 @@ from actkit.core.sites import Place, Site
 from actkit.core.taps import Tap
 
 ROWS, LENGTH = 2, 5
+PRODUCTS = ("matmul", "__matmul__", "bmm")
+KERNEL = "scaled_dot_product_attention"
 
 
 class Sight:
@@ -26,20 +29,18 @@ class Sight:
 
     Attributes:
         network: The network.
-        block: Its first block.
-        children: The block's own children, without dropouts.
+        blocks: The paths of its blocks.
         outer: Embeddings and norms outside of the blocks, by their path.
-        ids: The tokens that it read.
+        feed: What it read, by argument; "" where the argument has no name.
         output: What the network returned.
+        mixes: What the heads of each attention made of the values, (B, H, T, K).
     """
 
     def __init__(self, network: nn.Module, blocks: str, number: int) -> None:
         """Run the network; `blocks` is their path with "{}" where the index goes."""
-        self.network, self.ids = network, tokens(network)
-        self.block = network.get_submodule(blocks.format(0))
-        self._blocks = [blocks.format(i) for i in range(number)]
-        self._inner = {p: m for p, m in self.block.named_modules() if _tells(p, m)}
-        self.children = {p: m for p, m in self._inner.items() if p and "." not in p}
+        self.network, self.feed = network, readable(network)
+        self.blocks = [blocks.format(i) for i in range(number)]
+        self.inner = [_told(network.get_submodule(b)) for b in self.blocks]
         self.outer = {
             p: m
             for p, m in network.named_modules()
@@ -49,14 +50,85 @@ class Sight:
         self._values: dict[str, Tensor] = {}
         self._flowed: dict[str, tuple[Tensor, int]] = {}
         known = {path for path, _ in network.named_modules()}
-        inside = (self._path(b, p) for b in self._blocks for p in self._inner)
+        pairs = zip(self.blocks, self.inner, strict=True)
+        inside = (_path(b, p) for b, inner in pairs for p in inner)
         paths = [p for p in (*inside, *self.outer) if p in known]
         sites = [Site(f"{p}:{s}", place=Place(p, s)) for p in paths for s in ("in", "out")]
-        self.output = watched(network, [Tap(s, read=self._keep) for s in sites])
+        with _Mixes(len(self.read)) as seen:
+            self.output = watched(network, [Tap(s, read=self._keep) for s in sites], self.feed)
+        self.mixes = seen.found
+
+    @property
+    def read(self) -> Tensor:
+        """Return what the network read: its token ids, or the images or the sound."""
+        return next(iter(self.feed.values()))
+
+    @property
+    def ids(self) -> Tensor | None:
+        """Return the token ids that the network read, if it reads any."""
+        return None if self.read.is_floating_point() else self.read
+
+    def groups(self) -> list["Group"]:
+        """Return the blocks in groups of those that are built alike."""
+        alike: dict[Any, list[int]] = {}
+        for i, (path, inner) in enumerate(zip(self.blocks, self.inner, strict=True)):
+            kind = type(self.network.get_submodule(path))
+            build = tuple((p, type(m), *(w.shape for w in _weights(m))) for p, m in inner.items())
+            alike.setdefault((kind, build), []).append(i)
+        return [Group(self, indices) for indices in alike.values()]
+
+    def value(self, path: str, side: str) -> Tensor | None:
+        """Return what flowed at a path; None if nothing did."""
+        return self._values.get(f"{path}:{side}")
+
+    def logits(self, words: int) -> tuple[tuple[int | str, ...], Tensor | None]:
+        """Return the way to the logits in the output, and the logits; None if there are none.
+
+        What goes by no name must have one entry for each of the words that have embeddings.
+        """
+        if self.ids is None:
+            return (), None
+        named = getattr(self.output, "logits", None)
+        first = self.output[0] if isinstance(self.output, tuple) else None
+        ways: list[tuple[tuple[int | str, ...], Any]] = [(("logits",), named)]
+        ways += [((), self.output), ((0,), first)]
+        for way, x in ways:
+            fits = isinstance(x, Tensor) and x.dim() == 3 and x.shape[:2] == self.ids.shape
+            if fits and (way == ("logits",) or x.shape[2] == words):
+                return way, x
+        return (), None
+
+    def overwritten(self, paths: Iterable[str], side: str) -> bool:
+        """Say whether the network overwrote what flowed at one of the paths."""
+        names = [f"{p}:{side}" for p in paths]
+        flowed = [self._flowed[n] for n in names if n in self._flowed]
+        return any(x._version != version for x, version in flowed)
+
+    def _keep(self, site: Site, x: Tensor, _: ForwardContext) -> None:
+        self._values[site.name] = x.clone()
+        self._flowed[site.name] = (x, x._version)
+
+
+class Group:
+    """Blocks that are built alike, and what flowed through them.
+
+    Attributes:
+        indices: Which blocks.
+        block: The first of them.
+        children: The block's own children, without dropouts.
+    """
+
+    def __init__(self, sight: Sight, indices: Sequence[int]) -> None:
+        """Look at some blocks of a run."""
+        self.sight, self.indices = sight, tuple(indices)
+        self._paths = [sight.blocks[i] for i in indices]
+        self._inner: Mapping[str, nn.Module] = sight.inner[indices[0]]
+        self.block = sight.network.get_submodule(self._paths[0])
+        self.children = {p: m for p, m in self._inner.items() if p and "." not in p}
 
     def __call__(self, path: str, side: str) -> Tensor | None:
-        """Return what flowed at a path of all blocks, (L, B, T, ...); None unless in each."""
-        found = [self._values.get(f"{self._path(b, path)}:{side}") for b in self._blocks]
+        """Return what flowed at a path of all these blocks, (L, B, T, ...); None unless in each."""
+        found = [self.sight.value(_path(b, path), side) for b in self._paths]
         present = [x for x in found if x is not None]
         if len(present) < len(found) or len({x.shape for x in present}) > 1:
             return None
@@ -77,37 +149,63 @@ class Sight:
         below = {p: m for p, m in self._inner.items() if p.startswith(f"{child}.")}
         return [m for m in below.values() if not [*m.parameters()]]
 
-    def logits(self, words: int) -> tuple[tuple[int | str, ...], Tensor | None]:
-        """Return the way to the logits in the output, and the logits; None if there are none.
+    def heads(self, path: str) -> int:
+        """Return how many heads' mixes of values, side by side, a map reads; 0 if it does not."""
+        x_LBTD, found = self(path, "in"), set[int]()
+        for x_BTD in () if x_LBTD is None else x_LBTD:
+            heads = (m.shape[1] for m in self.sight.mixes if _side_by_side(m, x_BTD))
+            found.add(next(heads, 0))
+        return found.pop() if len(found) == 1 else 0
 
-        What goes by no name must have one entry for each of the words that have embeddings.
-        """
-        named = getattr(self.output, "logits", None)
-        first = self.output[0] if isinstance(self.output, tuple) else None
-        ways: list[tuple[tuple[int | str, ...], Any]] = [(("logits",), named)]
-        ways += [((), self.output), ((0,), first)]
-        for way, x in ways:
-            fits = isinstance(x, Tensor) and x.dim() == 3 and x.shape[:2] == self.ids.shape
-            if fits and (way == ("logits",) or x.shape[2] == words):
-                return way, x
-        return (), None
-
-    def outside(self, path: str, side: str) -> Tensor | None:
-        """Return what flowed at a path outside of the blocks."""
-        return self._values.get(f"{path}:{side}")
-
-    def fleeting(self, place: Place) -> bool:
+    def overwritten(self, place: Place) -> bool:
         """Say whether the network overwrote what flowed at a place of any block."""
-        names = [f"{self._path(b, place.path)}:{place.side}" for b in self._blocks]
-        flowed = [self._flowed[n] for n in names if n in self._flowed]
-        return any(x._version != version for x, version in flowed)
+        return self.sight.overwritten((_path(b, place.path) for b in self._paths), place.side)
 
-    def _keep(self, site: Site, x: Tensor, _: ForwardContext) -> None:
-        self._values[site.name] = x.clone()
-        self._flowed[site.name] = (x, x._version)
 
-    def _path(self, block: str, path: str) -> str:
-        return f"{block}.{path}".rstrip(".")
+def _side_by_side(mix_BHTK: Tensor, x_BTD: Tensor) -> bool:
+    return same(mix_BHTK.transpose(1, 2).flatten(2), x_BTD)
+
+
+class _Mixes(TorchFunctionMode):
+    """Sees each head's mix of values wherever a kernel, or a product with weights, makes it."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.found: list[Tensor] = []
+        self._batch = batch
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        product = name in PRODUCTS and len(args) == 2 and _are_weights(*args)
+        if isinstance(result, Tensor) and (name == KERNEL or product):
+            flat = result.dim() == 3 and len(result) % self._batch == 0
+            mix = result.unflatten(0, (self._batch, -1)) if flat else result
+            if mix.dim() == 4:
+                self.found.append(mix.detach().clone())
+        return result
+
+
+def _are_weights(left: Any, right: Any) -> bool:
+    """Say whether the left factor holds weights of a softmax: none negative, at most 1 in all."""
+    both = isinstance(left, Tensor) and isinstance(right, Tensor)
+    if not both or left.dim() != right.dim() or left.dim() < 3 or not left.is_floating_point():
+        return False
+    return bool((left >= 0).all() and (left.sum(-1) <= 1 + left.shape[-1] * 1e-2).all())
+
+
+def _told(block: nn.Module) -> dict[str, nn.Module]:
+    return {p: m for p, m in block.named_modules() if _tells(p, m)}
+
+
+def _weights(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False)]
+
+
+def _path(block: str, path: str) -> str:
+    return f"{block}.{path}".rstrip(".")
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -129,18 +227,60 @@ def _tells(path: str, module: nn.Module) -> bool:
     return "." not in path or is_map(module) or not (holds or [*module.children()])
 
 
-def watched(network: nn.Module, taps: Iterable[Tap]) -> Any:
-    """Let a network read tokens under taps, in evaluation mode; return what it returned."""
-    ids = tokens(network)
+def watched(
+    network: nn.Module, taps: Iterable[Tap], feed: Mapping[str, Tensor] | None = None
+) -> Any:
+    """Let a network read under taps, in evaluation mode; return what it returned."""
+    feed = readable(network) if feed is None else feed
     with (
         _evaluating(network),
         torch.random.fork_rng(devices=[]),
         torch.no_grad(),
         Hooks(network, taps, {"": ""}),
     ):
-        if hasattr(type(network), "base_model_prefix"):
-            return network(input_ids=ids)
-        return network(ids)
+        if "" in feed:
+            return network(feed[""])
+        return network(**feed)
+
+
+def readable(network: Any) -> dict[str, Tensor]:
+    """Return two rows of what a network reads, by argument; "" where it has no name.
+
+    Raises:
+        ValueError: It reads none of token ids, images and sound, or in a form unknown here.
+    """
+    if not hasattr(type(network), "base_model_prefix"):
+        return {"": tokens(network)}
+    name = str(network.main_input_name)
+    if name == "input_ids":
+        return {name: tokens(network)}
+    for shape in _shapes(network.config, name):
+        gen = torch.Generator().manual_seed(0)
+        x = 0.3 + torch.randn(ROWS, *shape, generator=gen)
+        first = next(network.parameters())
+        feed = {name: x.to(first.device, first.dtype)}
+        try:
+            watched(network, [], feed)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            continue  # of another shape than this guess: the next one
+        return feed
+    raise ValueError(f"it reads {name}, in a form that is not known here")
+
+
+def _shapes(config: Any, name: str) -> list[tuple[int, ...]]:
+    """Return the shapes that one image or sound of a network may have, the likeliest first."""
+    if name == "pixel_values":
+        size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        known = [sides[-2:]] if all(isinstance(s, int) for s in sides) else []
+        return [(channels, *map(int, s)) for s in (*known, (64, 64), (224, 224))]
+    bins = (getattr(config, k, None) for k in ("num_mel_bins", "feature_size"))
+    number = next((b for b in bins if isinstance(b, int)), 80)
+    length = getattr(config, "max_length", None) or 48
+    if name == "input_values":
+        return [(int(length), number), (3000,)]
+    wide = getattr(config, "feature_projection_input_dim", None) or number
+    return [(48, int(wide)), (number, 48)] if name == "input_features" else []
 
 
 def tokens(network: nn.Module) -> Tensor:

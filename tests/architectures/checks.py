@@ -1,0 +1,739 @@
+"""What must hold of every type: each check is a cell of the page.
+
+A check compares what actkit gives with plain transformers or with hooks written by hand here, and
+says "holds", "refused" (a typed error, its words) or "wrong". Where the type itself cannot do what
+is compared, it says "none" with the reason.
+
+Shapes: B batch, T tokens, H heads, S keys, D width.
+"""
+
+import copy
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import actkit as ak
+from actkit.core.errors import ActkitError, SiteError
+from actkit.core.model import Model
+from actkit.core.sites import POINTS, WHOLE, Site
+from tests.architectures.build import Built
+from tests.architectures.feed import ROWS, TARGETS, NoFeed, even
+from tests.core.architectures.parity import tensors
+from tests.core.tiny import state, tokenizer
+
+NEW = 4
+"""Tokens to write."""
+
+
+@dataclass
+class Cell:
+    """One result.
+
+    Attributes:
+        status: "holds", "refused", "wrong" or "none".
+        words: The reason, one line.
+    """
+
+    status: str
+    words: str = ""
+
+
+class Wrong(Exception):  # noqa: N818
+    """Numbers that differ."""
+
+
+class Nothing(Exception):  # noqa: N818
+    """The type cannot do what the check is about."""
+
+
+def close(got: Tensor, wanted: Tensor, what: str, tol: float = 1e-4) -> None:
+    """Hold that tensors agree to `tol` of the largest number among them."""
+    if got.shape != wanted.shape:
+        raise Wrong(f"{what}: shape {tuple(got.shape)}, not {tuple(wanted.shape)}")
+    if not wanted.numel():
+        return
+    error = (got.double() - wanted.double()).abs().max().item()
+    size = max(1.0, wanted.abs().max().item())
+    if not error <= tol * size:
+        raise Wrong(f"{what}: off by {error:.2g}, largest value {size:.2g}")
+
+
+def same(got: Any, wanted: Any, what: str) -> None:
+    """Hold that all tensors of two outputs have the same bits."""
+    ours, own = tensors(got), tensors(wanted)
+    if len(ours) != len(own):
+        raise Wrong(f"{what}: {len(ours)} tensors, not {len(own)}")
+    for i, (a, b) in enumerate(zip(ours, own, strict=True)):
+        if a.shape != b.shape or not torch.equal(a, b):
+            off = (a.double() - b.double()).abs().max().item() if a.shape == b.shape else "shape"
+            raise Wrong(f"{what}: output {i} is off by {off}")
+
+
+@dataclass
+class Case:
+    """One type under test.
+
+    Attributes:
+        built: The network and what it does.
+        feed: Arguments of one call.
+        m: The opened model.
+        cells: Results by check.
+    """
+
+    built: Built
+    feed: dict[str, Any]
+    m: Model
+    cells: dict[str, Cell] = field(default_factory=dict)
+
+    @property
+    def network(self) -> Any:
+        """Return the network."""
+        return self.built.network
+
+    @cached_property
+    def plain(self) -> Any:
+        """Return what the network returns by itself."""
+        return self.call()
+
+    def call(self, **settings: Any) -> Any:
+        """Call the network without the instrument."""
+        with torch.no_grad():
+            return self.network(**self.feed, **settings)
+
+    @cached_property
+    def ran(self) -> dict[str, Any]:
+        """Return what the modules that run return in their first call, by path."""
+        found: dict[str, Any] = {}
+        handles = []
+        for path, module in self.network.named_modules():
+
+            def keep(_: Any, __: Any, output: Any, path: str = path) -> None:
+                found.setdefault(path, output)
+
+            handles.append(module.register_forward_hook(keep))
+        try:
+            self.call()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Return all sites that this feed reaches: points, or modules that return a tensor."""
+        if self.has_points:
+            reached = [s for s in self.m.sites() if s.place.path in self.ran]
+            if not any(s.stack and not s.stack.name for s in self.m.sites()):
+                return [s.name for s in reached]
+            return [s.name for s in reached]
+        return [f"{p}:out" for p, y in self.ran.items() if p and _main(y) is not None]
+
+    @property
+    def has_points(self) -> bool:
+        """Say whether the network has points."""
+        return any(s.stack is not None for s in self.m.sites())
+
+    @cached_property
+    def text(self) -> bool:
+        """Say whether the network reads token ids, and nothing else."""
+        return "input_ids" in self.feed and set(self.feed) <= {"input_ids", "decoder_input_ids"}
+
+    @cached_property
+    def middle(self) -> Site:
+        """Return the site of the edits: the stream after a middle block."""
+        posts = [n for n in self.names if n.rpartition(".")[0].split(".")[-1] == "resid_post"]
+        main = [n for n in posts if n.startswith("resid_post")]
+        main = main or [n for n in posts if n.startswith("decoder.")] or posts
+        if main:
+            return self.m.sites(main[len(main) // 2 - (len(main) % 2 == 0)])[0]
+        lists = {p: m for p, m in self.network.named_modules() if isinstance(m, nn.ModuleList)}
+        blocks = [
+            f"{p}.{i}"
+            for p, m in sorted(lists.items(), key=lambda x: -len(x[1]))
+            for i in range(len(m))
+            if isinstance(_main(self.ran.get(f"{p}.{i}")), Tensor)
+        ]
+        others = [p for p, y in self.ran.items() if p and _main(y) is not None]
+        blocks = blocks or others
+        blocks = [b for b in blocks if _main(self.ran[b]).dim() in (2, 3, 4)]
+        if not blocks:
+            raise Nothing("no module returns a tensor that an edit could be made of")
+        return self.m.sites(f"{blocks[len(blocks) // 2]}:out")[0]
+
+    @property
+    def stream_like(self) -> Tensor:
+        """Return what the network has at the middle."""
+        return _main(self.ran[self.middle.place.path])
+
+    def vector(self, scale: float = 1.0, requires_grad: bool = False) -> Tensor:
+        """Return an uneven vector for the middle."""
+        x = self.stream_like
+        width = x.shape[1] if x.dim() == 4 and self.middle.stack is None else x.shape[-1]
+        size = x.float().std().item() or 1.0
+        v = scale * size * torch.linspace(-1.0, 2.0, width).sin()
+        return v.to(x.dtype).requires_grad_(requires_grad)
+
+
+def _main(output: Any) -> Any:
+    """Return the tensor that a module's output is first of all; None if there is none."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    if isinstance(output, tuple | list) and output:
+        return _main(output[0])
+    if isinstance(output, Mapping):
+        return next((v for v in output.values() if isinstance(v, Tensor)), None)
+    return None
+
+
+def _with_main(output: Any, new: Tensor) -> Any:
+    if isinstance(output, Tensor):
+        return new
+    if isinstance(output, tuple | list):
+        return type(output)([_with_main(output[0], new), *output[1:]])
+    changed = copy.copy(output)
+    key = next(k for k, v in output.items() if isinstance(v, Tensor))
+    changed[key] = new
+    return changed
+
+
+@contextmanager
+def by_hand(
+    network: nn.Module, site: Site, change: Callable[[Tensor, int], Tensor]
+) -> Iterator[None]:
+    """Change what a module returns, by a hook of our own; `change` gets the number of the call."""
+    calls = [0]
+
+    def hook(_: Any, __: Any, output: Any) -> Any:
+        new = change(_main(output), calls[0])
+        calls[0] += 1
+        return _with_main(output, new)
+
+    handle = network.get_submodule(site.place.path).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def added(v: Tensor, tokens: Sequence[int] | None = None) -> Callable[[Tensor, int], Tensor]:
+    """Return a change that adds a vector, at some tokens or at all."""
+
+    def change(x: Tensor, _: int) -> Tensor:
+        own = v[:, None, None] if x.dim() == 4 and v.shape[0] == x.shape[1] else v
+        if tokens is None:
+            return x + own
+        x = x.clone()
+        x[:, list(tokens)] = x[:, list(tokens)] + own
+        return x
+
+    return change
+
+
+# -- the checks -----------------------------------------------------------------------------------
+
+
+def bits(c: Case) -> None:
+    """Outputs keep every bit with every site recorded."""
+    again = c.call()
+    try:
+        same(again, c.plain, "two runs")
+    except Wrong as error:
+        raise Nothing(f"the network itself is random in evaluation ({error})") from error
+    kept: dict[str, Any] = {}
+    handle = c.network.register_forward_hook(lambda *a: kept.update(output=a[2]))
+    try:
+        rec = c.m.run(c.feed, record=[*c.names, ":out"])
+    finally:
+        handle.remove()
+    same(kept["output"], c.plain, "recorded")
+    for name in c.names:
+        site = c.m.sites(name)[0]
+        if site.shape is not None:
+            found = rec[name].shape
+            pairs = zip(found, site.shape, strict=False)
+            if len(found) != len(site.shape) or any(isinstance(b, int) and a != b for a, b in pairs):
+                raise Wrong(f"{name} has shape {tuple(found)}, {site.shape} is told")
+
+
+FIELDS = {
+    "": ("hidden_states", "decoder_hidden_states"),
+    "encoder": ("encoder_hidden_states", "hidden_states"),
+    "decoder": ("decoder_hidden_states", "hidden_states"),
+    "vision": ("hidden_states",),
+}
+
+
+def stream(c: Case) -> None:
+    """The stream is what the network calls its hidden states, in every stack."""
+    stacks = _stacks(c, "resid_pre")
+    if not stacks:
+        raise Nothing("no stream")
+    try:
+        out = c.call(output_hidden_states=True)
+    except (TypeError, ValueError) as error:
+        raise Nothing(f"no output_hidden_states: {type(error).__name__}") from error
+    checked = 0
+    for stack, names in stacks.items():
+        found = [getattr(out, f, None) for f in FIELDS.get(stack, ("hidden_states",))]
+        states = next((s for s in found if isinstance(s, tuple | list)), None)
+        posts = [n.replace("resid_pre", "resid_post") for n in names]
+        prefix = f"{stack}." if stack else ""
+        norms = [n for n in c.names if n == f"{prefix}final_norm"]
+        if states is None:
+            continue
+        if len(states) != len(names) + 1:
+            raise Wrong(f"{stack}: {len(states)} hidden states, {len(names)} blocks")
+        rec = c.m.run(c.feed, record=[*names, *posts, *norms])
+        for i, name in enumerate(names):
+            if i and not torch.equal(rec[name], rec[posts[i - 1]]):
+                raise Wrong(f"{name} is not {posts[i - 1]}")
+        told = posts if _starts_after(rec[names[0]], states) else names  # Mamba counts from there
+        for i, name in enumerate(told):
+            close(rec[name], _like(states[i], rec[name]), f"{name} and hidden state {i}", 1e-5)
+        ends = [posts[-1], *norms]
+        errors = []
+        for end in ends:
+            try:
+                close(rec[end], _like(states[-1], rec[end]), f"{end} and the last hidden state", 1e-5)
+            except Wrong as error:
+                errors.append(str(error))
+        if len(errors) == len(ends):
+            last = getattr(out, "last_hidden_state", None)
+            if norms or not isinstance(last, Tensor) or not torch.equal(last, states[-1]):
+                raise Wrong("; ".join(errors))
+        checked += 1
+    if not checked:
+        raise Nothing("it returns no hidden states")
+
+
+def _starts_after(first: Tensor, states: Any) -> bool:
+    """Say whether a network's hidden states begin with what the first block returns."""
+    start = states[0]
+    return isinstance(start, Tensor) and start.shape == first.shape and not start.equal(first)
+
+
+def _like(x: Any, wanted: Tensor) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise Wrong(f"a hidden state is a {type(x).__name__}")
+    return x.flatten(2).transpose(1, 2) if x.dim() == 4 and wanted.dim() == 3 else x
+
+
+def _stacks(c: Case, point: str) -> dict[str, list[str]]:
+    """Return a point's sites in each stack."""
+    found: dict[str, list[str]] = {}
+    for name in c.names:
+        stem = name.rpartition(".")[0]
+        if stem.rpartition(".")[2] == point:
+            found.setdefault(stem.rpartition(".")[0], []).append(name)
+    return found
+
+
+ATTENTIONS = {
+    "": ("attentions", "decoder_attentions"),
+    "encoder": ("encoder_attentions", "attentions"),
+    "decoder": ("decoder_attentions", "attentions"),
+}
+
+
+def eager(c: Case) -> Any:
+    """Return a copy of the network configured for eager attention, and the model of it."""
+    twin = copy.deepcopy(c.network)
+    try:
+        twin.set_attn_implementation("eager")
+    except (ValueError, AttributeError) as error:
+        raise Nothing(f"no eager form: {error}") from error
+    return twin
+
+
+def attention(c: Case) -> None:
+    """Probabilities are those that the eager form returns, under both kernels."""
+    stacks = _stacks(c, "attn_probs")
+    if not stacks:
+        raise Nothing("no probabilities")
+    twin = eager(c)
+    with torch.no_grad():
+        try:
+            out = twin(**c.feed, output_attentions=True)
+        except (TypeError, ValueError) as error:
+            raise Nothing(f"no output_attentions: {type(error).__name__}") from error
+    other, checked = Model(twin), 0
+    for stack, names in stacks.items():
+        found = [getattr(out, f, None) for f in ATTENTIONS.get(stack, ("attentions",))]
+        probs = next((s for s in found if isinstance(s, tuple | list)), None)
+        probs = [p for p in probs or () if isinstance(p, Tensor)]
+        if not probs:
+            continue
+        if len(probs) != len(names):
+            raise Wrong(f"{stack}: {len(probs)} attentions, {len(names)} sites")
+        for kernel, m in (("configured", c.m), ("eager", other)):
+            rec = m.run(c.feed, record=names)
+            for name, wanted in zip(names, probs, strict=True):
+                close(rec[name], wanted, f"{name} ({kernel})", 1e-5)
+        checked += 1
+    if not checked:
+        raise Nothing("it returns no attentions")
+
+
+def mix(c: Case) -> None:
+    """z is what the attention kernel returned: each head's mix of values."""
+    names = [n for n in c.names if n.rpartition(".")[0].split(".")[-1] == "z"]
+    if not names:
+        raise Nothing("no z")
+    rec = c.m.run(c.feed, record=names)
+    mixes = _kernel_outputs(c)
+    checked = 0
+    for name in names:
+        site = c.m.sites(name)[0]
+        block = site.place.path.rpartition(".")[0]
+        while block and block not in mixes:
+            block = block.rpartition(".")[0]
+        if block in mixes:
+            checked += 1
+            close(rec[name], mixes[block].reshape(rec[name].shape), name, 1e-5)
+    if not checked:
+        raise Nothing("attention does not go through the registry of transformers")
+
+
+def _kernel_outputs(c: Case) -> dict[str, Tensor]:
+    """Return what the eager kernel returned in each attention module, (B, T, H, K), by path."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    paths = {id(m): p for p, m in c.network.named_modules()}
+    found: dict[str, Tensor] = {}
+    real = type(ALL_ATTENTION_FUNCTIONS).get_interface
+
+    def spying(self: Any, name: str, default: Any) -> Any:
+        kernel = real(self, name, default)
+
+        def attend(module: Any, *args: Any, **kwargs: Any) -> Any:
+            output = kernel(module, *args, **kwargs)
+            found.setdefault(paths.get(id(module), ""), output[0])
+            return output
+
+        return attend
+
+    type(ALL_ATTENTION_FUNCTIONS).get_interface = spying
+    try:
+        c.call()
+    finally:
+        type(ALL_ATTENTION_FUNCTIONS).get_interface = real
+    return found
+
+
+def sums(c: Case) -> None:
+    """What attention and MLP add up to is the stream."""
+    stacks = {n.rpartition(".")[0].rpartition(".")[0] for n in c.names}
+    normed = {n.rpartition(".")[0] for n in c.names if n.rpartition(".")[2] == "final_norm"}
+    if not c.m.note.startswith("found by") and not normed & stacks or c.network.config.is_encoder_decoder:
+        raise Nothing("its blocks add more than these, or norm the sum")
+    rec, checked = c.m.run(c.feed, record=c.names), 0
+    for name in c.names:
+        stem, _, block = name.rpartition(".")
+        if stem.rpartition(".")[2] != "attn_out":
+            continue
+        pre, mid, mlp, post = (
+            f"{stem.removesuffix('attn_out')}{p}.{block}"
+            for p in ("resid_pre", "resid_mid", "mlp_out", "resid_post")
+        )
+        if {pre, mlp, post} <= set(c.names):
+            close(rec[pre] + rec[name] + rec[mlp], rec[post], f"parts of {post}", 1e-5)
+            checked += 1
+        if {pre, mid} <= set(c.names):
+            close(rec[pre] + rec[name], rec[mid], f"parts of {mid}", 1e-5)
+    if not checked:
+        raise Nothing("no parts that add up are offered")
+
+
+def embeddings(c: Case) -> None:
+    """`embeddings` is what the network's own input embeddings return."""
+    names = [n for n in c.names if n.rpartition(".")[2] == "embeddings" and n != "vision.embeddings"]
+    if not names or "input_ids" not in c.feed:
+        raise Nothing("no token embeddings")
+    own = c.network.get_input_embeddings()
+    for name in names:
+        ids = c.feed["decoder_input_ids" if name.startswith("decoder") else "input_ids"]
+        path = c.m.sites(name)[0].place.path
+        module = c.network.get_submodule(path)
+        if name == "embeddings" and module is not own:
+            raise Wrong(f"{name} is {path}, not the input embeddings")
+        with torch.no_grad():
+            close(c.m.run(c.feed, record=[name])[name], module(ids), name)
+
+
+def restored(c: Case) -> None:
+    """Strength 0 and putting back what was there change no bit (attention: to rounding)."""
+    v = c.vector()
+    same(c.m.run(c.feed, edits=[ak.add(c.middle.name, v, scale=0.0)]).output, c.plain, "strength 0")
+    plain = [n for n in c.names if ".attn_" not in f".{n}" or n.rpartition(".")[0][-3:] in ("_in", "out")]
+    plain = [n for n in plain if c.m.sites(n)[0].place.side in ("in", "out")]
+    rest = [n for n in c.names if n not in plain]
+    back = [ak.apply(n, torch.clone) for n in plain]
+    same(c.m.run(c.feed, edits=back).output, c.plain, "put back")
+    if rest:
+        got = c.m.run(c.feed, edits=[ak.apply(n, torch.clone) for n in rest]).output
+        for a, b in zip(tensors(got), tensors(c.plain), strict=True):
+            close(a, b, "attention put back")
+
+
+def edit(c: Case) -> None:
+    """A middle edit is what a hook written by hand does."""
+    v = c.vector()
+    tokens = [1, 3] if c.text and c.stream_like.dim() == 3 else None
+    where = None if tokens is None else ak.Where(tokens=tokens)
+    with by_hand(c.network, c.middle, added(v, tokens)):
+        wanted = c.call()
+    moved = [not torch.equal(a, b) for a, b in zip(tensors(wanted), tensors(c.plain), strict=True)]
+    if not any(moved):
+        raise Nothing("the hook by hand moves nothing")
+    got = c.m.run(c.feed, edits=[ak.add(c.middle.name, v, where=where)]).output
+    for i, (a, b) in enumerate(zip(tensors(got), tensors(wanted), strict=True)):
+        close(a, b, f"edit of {c.middle.name}, output {i}", 1e-5)
+
+
+def gradient(c: Case) -> None:
+    """The gradient of a middle edit is that through a hook written by hand."""
+    tokens = [1, 3] if c.text and c.stream_like.dim() == 3 else None
+    where = None if tokens is None else ak.Where(tokens=tokens)
+    gen = torch.Generator().manual_seed(1)
+    v = c.vector(requires_grad=True)
+
+    def slope(output: Any) -> Tensor:
+        own = [t for t in tensors(output) if t.requires_grad]
+        if not own:
+            raise Nothing("the output does not depend on the middle by a gradient")
+        target = torch.randn(own[0].shape, generator=gen.manual_seed(1))
+        (grad,) = torch.autograd.grad((own[0] * target).sum(), v, allow_unused=True)
+        if grad is None:
+            raise Nothing("the output does not depend on the middle by a gradient")
+        return grad
+
+    with by_hand(c.network, c.middle, added(v, tokens)):
+        wanted = slope(c.network(**c.feed))
+    run = c.m.run(c.feed, edits=[ak.add(c.middle.name, v, where=where)], grad=True)
+    close(slope(run.output), wanted, "gradient", 1e-4)
+
+
+def generation(c: Case) -> None:
+    """Edits in `generate`, everywhere and on written tokens, are what hooks by hand do."""
+    if not (c.text and getattr(c.network, "can_generate", lambda: False)()):
+        raise Nothing("it does not write text")
+    c.network.generation_config.eos_token_id = None
+    c.network.generation_config.forced_eos_token_id = None
+    own = Model(c.network, tokenizer())
+    kwargs = {k: x for k, x in own.encode(ROWS).kwargs.items() if k != "position_ids"}
+    settings = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "num_beams": 1}
+
+    def written() -> Tensor:
+        with torch.no_grad():
+            return torch.as_tensor(c.network.generate(**kwargs, **settings))
+
+    try:
+        plain = written()
+    except Exception as error:  # noqa: BLE001 - whatever transformers' own generate raises
+        raise Nothing(f"its own generate fails: {type(error).__name__}: {_line(error)}") from error
+    if c.middle.stack is not None and c.middle.stack.name == "encoder":
+        raise Nothing("the middle is in the encoder")
+    for phase in ("all", "generated"):
+        for scale in (1.0, 4.0, 16.0):
+            v = c.vector(scale)
+
+            def change(x: Tensor, call: int, v: Tensor = v, phase: str = phase) -> Tensor:
+                return x + v if phase == "all" or call > 0 else x
+
+            with by_hand(c.network, c.middle, change):
+                wanted = written()
+            if not torch.equal(wanted, plain):
+                break
+        else:
+            raise Nothing("no strength moves what is written")
+        edits = [ak.add(c.middle.name, v, where=ak.Where(tokens=phase))]
+        with own.edited(edits):
+            got = written()
+        if not torch.equal(got, wanted):
+            raise Wrong(f"edited, tokens={phase!r}: wrote other tokens than the hook by hand")
+        texts = own.generate(ROWS, edits=edits, max_new_tokens=NEW, num_beams=1)
+        start = 0 if c.network.config.is_encoder_decoder else kwargs["input_ids"].shape[1]
+        hand = own.tokenizer.batch_decode(wanted[:, start:], skip_special_tokens=True)
+        if texts != hand:
+            raise Wrong(f"generate, tokens={phase!r}: wrote other tokens than the hook by hand")
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:160]
+
+
+def _ragged(c: Case, rows: Sequence[Sequence[int]]) -> Any:
+    """Return rows of several lengths as a user gives them."""
+    if "decoder_input_ids" not in c.feed:
+        return [list(r) for r in rows]
+    batch = dict(c.m.encode([list(r) for r in rows]).kwargs)
+    return {**batch, "decoder_input_ids": torch.tensor(TARGETS[: len(rows)])}
+
+
+def swept(c: Case) -> None:
+    """A sweep is each version alone under hooks written by hand, ragged rows included."""
+    if not c.text or not isinstance(getattr(c.plain, "logits", None), Tensor):
+        raise Nothing("no logits of tokens")
+    if c.plain.logits.dim() != 3:
+        raise Nothing("one score for each row, none for each token")
+    v = c.vector()
+    sites = [c.middle]
+    stem, _, block = c.middle.name.rpartition(".")
+    if c.middle.stack is not None:
+        sites = [c.m.sites(f"{stem}.0")[0], c.middle]
+    versions: list[tuple[Site | None, Sequence[int] | None, Tensor]] = [(None, None, v)]
+    versions += [(s, None, v * (i + 1)) for i, s in enumerate(sites)]
+    versions += [(sites[-1], [2], 3 * v), (sites[0], [1, 2], -v)]
+    gen = torch.Generator().manual_seed(5)
+    for rows in (ROWS[:1] * 2, ROWS):
+        given = _ragged(c, rows)
+        batch = c.m.encode(given)
+        valid = torch.ones(len(rows), c.plain.logits.shape[1]).bool()
+        if "decoder_input_ids" not in c.feed:
+            valid = torch.ones_like(batch.tokens).bool() if batch.valid is None else batch.valid
+        last = (valid.long() * torch.arange(valid.shape[1])).argmax(1)
+        first = valid.long().argmax(1)
+        weights = torch.randn(c.plain.logits.shape[-1], generator=gen)
+        wanted = []
+        for site, tokens, own in versions:
+
+            def change(x: Tensor, _: int, tokens: Any = tokens, own: Tensor = own) -> Tensor:
+                if tokens is None:
+                    return x + own
+                x = x.clone()
+                for b in range(len(x)):
+                    at = [first[b].item() + t for t in tokens]
+                    x[b, at] = x[b, at] + own
+                return x
+
+            with by_hand(c.network, site or c.middle, change if site else lambda x, _: x):
+                with torch.no_grad():
+                    logits = c.network(**batch.kwargs).logits
+            wanted.append(logits[torch.arange(len(rows)), last] @ weights)
+        variants = [
+            [] if s is None else [ak.add(s.name, own, where=None if t is None else ak.Where(tokens=t))]
+            for s, t, own in versions
+        ]
+        got = c.m.sweep(given, variants, metric=lambda x: x[:, -1] @ weights)
+        close(got, torch.stack(wanted), f"sweep of {len(rows)} rows", 1e-4)
+
+
+def batched(c: Case) -> None:
+    """Rows of several lengths in one batch are what each is alone."""
+    if not c.text:
+        raise Nothing("no token ids")
+    names = [n for n in c.names if c.has_points]
+    names = names or [c.middle.name]
+    try:
+        alone = [c.m.run(_ragged(c, [r]), record=names) for r in ROWS]
+    except SiteError:
+        raise
+    rec = c.m.run(_ragged(c, ROWS), record=names)
+    for name in names:
+        rows = rec.rows_of(name)
+        axes = c.m.sites(name)[0].axes
+        for b, single in enumerate(alone):
+            valid, own = rows.valid[b], single.rows_of(name).valid[0]
+            x, wanted = rec[name][b], single[name][0]
+            if "S" in axes:
+                x, wanted = x[:, valid], wanted[:, own]
+                keys = x.shape[-1] == len(valid)
+                x = x[..., valid] if keys else x
+                wanted = wanted[..., own] if keys and wanted.shape[-1] == len(own) else wanted
+                if name.rpartition(".")[0].endswith("scores"):
+                    x, wanted = x.softmax(-1), wanted.softmax(-1)
+            else:
+                x, wanted = x[valid], wanted[own]
+            close(x, wanted, f"{name}, row {b}", 1e-4)
+
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    "bits": bits,
+    "stream": stream,
+    "attention": attention,
+    "mix": mix,
+    "sums": sums,
+    "embeddings": embeddings,
+    "restored": restored,
+    "edit": edit,
+    "gradient": gradient,
+    "generation": generation,
+    "sweep": swept,
+    "batch": batched,
+}
+
+
+def examined(built: Built) -> dict[str, Any]:
+    """Return every cell of one type, as plain data.
+
+    Returns:
+        "class", "note", "points" (of each stack and point the number of layers that have it, and
+        the reasons of those that do not), "cells" and "seconds".
+    """
+    begun = time.perf_counter()
+    result: dict[str, Any] = {"what": built.what, "class": type(built.network).__name__}
+    cells: dict[str, Cell] = {}
+    try:
+        feed = even(built)
+        with suppress(Exception), torch.no_grad():  # transformers keeps hooks of its own for these
+            built.network(**feed, output_hidden_states=True, output_attentions=True)
+    except NoFeed as error:
+        feed = {}
+        cells["feed"] = Cell("none", f"nothing it reads was found: {error}")
+    before, config = state(built.network), built.network.config.to_dict()
+    try:
+        m = Model(built.network)
+        cells["open"] = Cell("holds")
+    except ActkitError as error:
+        cells["open"] = Cell("refused", _line(error))
+    except Exception as error:  # noqa: BLE001 - a bare error is what is looked for
+        cells["open"] = Cell("wrong", f"bare {type(error).__name__}: {_line(error)}")
+    if cells["open"].status == "holds":
+        result |= {"note": m.note, "points": _points(m)}
+        if feed:
+            case = Case(built, feed, m)
+            for name, check in CHECKS.items():
+                cells[name] = _cell(check, case)
+    left = state(built.network) == before
+    kept = built.network.config.to_dict() == config
+    cells["clean"] = Cell("holds") if left and kept else Cell("wrong", "something was left behind")
+    result["cells"] = {k: [c.status, c.words] for k, c in cells.items()}
+    result["seconds"] = round(time.perf_counter() - begun, 2)
+    return result
+
+
+def _cell(check: Callable[[Case], None], case: Case) -> Cell:
+    try:
+        check(case)
+    except Nothing as error:
+        return Cell("none", str(error))
+    except Wrong as error:
+        return Cell("wrong", str(error))
+    except ActkitError as error:
+        return Cell("refused", f"{type(error).__name__}: {_line(error)}")
+    except Exception as error:  # noqa: BLE001 - a bare error is what is looked for
+        return Cell("wrong", f"bare {type(error).__name__}: {_line(error)}")
+    return Cell("holds")
+
+
+def _points(m: Model) -> dict[str, Any]:
+    """Return of each point, by its name with its stack's, which layers have it and why others not."""
+    found: dict[str, Any] = {}
+    for site in m.sites(refused=True):
+        if site.stack is None:
+            continue
+        stem, _, last = site.name.rpartition(".")
+        name, block = (stem, int(last)) if last.isdigit() else (site.name, None)
+        own = found.setdefault(name, {"has": [], "lacks": {}})
+        if site.refused:
+            own["lacks"].setdefault(site.refused, []).append(block)
+        else:
+            own["has"].append(block)
+    return found

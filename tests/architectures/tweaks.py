@@ -1,0 +1,83 @@
+"""What single types need beyond the rules of `shrink.py`, and what cannot be built tiny."""
+
+from typing import Any
+
+RESNET: dict[str, Any] = {
+    "use_timm_backbone": False,
+    "backbone": "-",
+    "backbone_kwargs": "-",
+    "backbone_config": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 12, 16, 20],
+        "depths": [1, 1, 1, 1],
+        "out_features": ["stage2", "stage3", "stage4"],
+    },
+}
+ONE_SCALE: dict[str, Any] = {
+    **RESNET,
+    "backbone_config": {**RESNET["backbone_config"], "out_features": ["stage4"]},
+}
+DEFAULT_ROPE: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+
+TWEAKS: dict[str, dict[str, Any]] = {
+    "bit": {"embedding_size": 64, "hidden_sizes": [64, 64, 96, 128], "depths": [1, 1, 1, 1]},
+    "chameleon": {"vocabulary_map": {"<image>": 90}},
+    "conditional_detr": ONE_SCALE,
+    "dab-detr": ONE_SCALE,
+    "deformable_detr": RESNET,
+    "detr": ONE_SCALE,
+    "table-transformer": ONE_SCALE,
+    "convnext": {"hidden_sizes": [12, 16, 20, 24], "depths": [1, 2, 2, 1]},
+    "convnextv2": {"hidden_sizes": [12, 16, 20, 24], "depths": [1, 2, 2, 1]},
+    "dinov3_convnext": {"hidden_sizes": [12, 16, 20, 24], "depths": [1, 2, 2, 1]},
+    "dots1": {"n_routed_experts": 4, "num_key_value_heads": 2, "n_group": 1, "topk_group": 1},
+    "emu3": {"class": "Emu3ForConditionalGeneration"},
+    "esm": {"vocab_size": 97, "pad_token_id": 1, "mask_token_id": 90},
+    "esmc": {"num_key_value_heads": 4},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 1,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "activation_sparsity_pattern": [0.5, 0.0, 0.0],
+        "intermediate_size": [80, 80, 80],
+    },
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 4},
+    "hunyuan_v1_dense": DEFAULT_ROPE,
+    "hunyuan_v1_moe": DEFAULT_ROPE,
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
+    "llama4": {"class": "Llama4ForConditionalGeneration"},
+    "mamba2": {"num_heads": 8, "head_dim": 12, "n_groups": 2},
+    "ministral": DEFAULT_ROPE,
+    "mobilebert": {
+        "embedding_size": 24,
+        "hidden_size": 48,
+        "intra_bottleneck_size": 24,
+        "true_hidden_size": 24,
+        "num_feedforward_networks": 2,
+    },
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 12},
+    "qwen3_5": {"class": "Qwen3_5ForConditionalGeneration"},
+    "qwen3_5_moe": {"class": "Qwen3_5MoeForConditionalGeneration"},
+    "qwen4_exp": {"class": "Qwen4ExpForConditionalGeneration"},
+    "qwen4_exp_text": {"num_key_value_heads": 2},
+    "reformer": {
+        "axial_pos_embds_dim": [16, 32],
+        "axial_pos_shape": [8, 8],
+        "attn_layers": ["local", "lsh", "local"],
+        "num_hashes": 1,
+        "local_attn_chunk_length": 7,
+        "lsh_attn_chunk_length": 7,
+        "is_decoder": False,
+    },
+    "swinv2": {"image_size": 32, "window_size": 4, "pretrained_window_sizes": [0, 0, 0, 0]},
+    "wav2vec2-bert": {"vocab_size": 97},
+    "wav2vec2-conformer": {"vocab_size": 97},
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2}, "n_heads": 4, "max_seq_len": 64},
+}
+"""Type to fields of its configuration; "class" chooses the class of the network."""
+
+NOT_BUILT: dict[str, str] = {}
+"""Type to the reason why no tiny network of it can be built."""
+
+INPUTS: dict[str, dict[str, Any]] = {}
+"""Type to functions that make what it reads, by argument."""
