@@ -133,11 +133,11 @@ def _ends(sight: Sight, after: Tensor) -> tuple[dict[str, Place], dict[str, Any]
     words = 0
     for path, module in sight.outer.items():
         x, y = sight.value(path, "in"), sight.value(path, "out")
-        if isinstance(module, nn.Embedding) and same(x, sight.ids) and y is not None:
-            # positions may be looked up by the ids too: the network says which it is
-            if "embeddings" not in places or module is own:
-                places["embeddings"], words = out(path), module.num_embeddings
-                sizes["embedding_width"] = y.shape[-1]
+        # positions may be looked up by the ids too: the network says which it is
+        first = "embeddings" not in places or module is own
+        if isinstance(module, nn.Embedding) and same(x, sight.ids) and y is not None and first:
+            places["embeddings"], words = out(path), module.num_embeddings
+            sizes["embedding_width"] = y.shape[-1]
         if is_norm(module) and same(x, after):
             places["final_norm"] = out(path)
     way, logits = sight.logits(words)
