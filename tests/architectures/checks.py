@@ -369,10 +369,12 @@ def attention(c: Case) -> None:
     other, checked = Model(twin), 0
     for stack, names in stacks.items():
         found = [getattr(out, f, None) for f in ATTENTIONS.get(stack, ("attentions",))]
-        probs = next((s for s in found if isinstance(s, tuple | list)), None)
-        probs = [p for p in probs or () if isinstance(p, Tensor)]
+        told = next((s for s in found if isinstance(s, tuple | list)), None)
+        probs = [p for p in told or () if isinstance(p, Tensor)]
         if not probs:
             continue
+        if told is not None and len(told) == c.m.sites(names[0])[0].stack.num_blocks:
+            probs = [told[int(n.rpartition(".")[2])] for n in names]
         if len(probs) != len(names):
             raise Wrong(f"{stack}: {len(probs)} attentions, {len(names)} sites")
         for kernel, m in (("configured", c.m), ("eager", other)):

@@ -25,16 +25,16 @@ class NoFeed(Exception):  # noqa: N818
 
 def even(built: Built) -> dict[str, Any]:
     """Return arguments of one call: two rows of one length, without padding."""
-    last = "nothing to try"
+    first = ""
     for kwargs in _candidates(built):
         try:
             with torch.no_grad():
                 built.network(**kwargs)
         except Exception as error:  # noqa: BLE001 - networks raise whatever they like
-            last = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            first = first or f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         else:
             return kwargs
-    raise NoFeed(last)
+    raise NoFeed(first or "nothing to try")
 
 
 def _candidates(built: Built) -> Iterator[dict[str, Any]]:
@@ -77,6 +77,8 @@ def _tensors(network: Any, name: str) -> Iterator[Tensor]:
         return
     bins = _number(network.config, "num_mel_bins", "feature_size", "input_feat_per_channel") or 16
     if name == "input_values":
+        if isinstance(getattr(network.config, "max_length", None), int):
+            yield noise(2, network.config.max_length, bins)
         yield noise(2, 1600)
         yield noise(2, 1, 1600)
     for length in (2 * (_number(network.config, "max_source_positions") or 24), 40, 64):

@@ -34,6 +34,7 @@ class Sight:
         feed: What it read, by argument; "" where the argument has no name.
         output: What the network returned.
         mixes: What the heads of each attention made of the values, (B, H, T, K).
+        again: Whether a block ran more than once.
     """
 
     def __init__(self, network: nn.Module, blocks: str, number: int) -> None:
@@ -47,6 +48,7 @@ class Sight:
             if not p.startswith(blocks.partition("{")[0])
             and (isinstance(m, nn.Embedding) or is_norm(m))
         }
+        self.again = False
         self._values: dict[str, Tensor] = {}
         self._flowed: dict[str, tuple[Tensor, int]] = {}
         known = {path for path, _ in network.named_modules()}
@@ -54,8 +56,10 @@ class Sight:
         inside = (_path(b, p) for b, inner in pairs for p in inner)
         paths = [p for p in (*inside, *self.outer) if p in known]
         sites = [Site(f"{p}:{s}", place=Place(p, s)) for p in paths for s in ("in", "out")]
+        taps = [Tap(s, read=self._keep) for s in sites]
+        taps += [Tap(s, read=self._note_again) for s in self._second_calls()]
         with _Mixes(len(self.read)) as seen:
-            self.output = watched(network, [Tap(s, read=self._keep) for s in sites], self.feed)
+            self.output = watched(network, taps, self.feed)
         self.mixes = seen.found
 
     @property
@@ -68,10 +72,16 @@ class Sight:
         """Return the token ids that the network read, if it reads any."""
         return None if self.read.is_floating_point() else self.read
 
+    @property
+    def ran(self) -> list[int]:
+        """Return which blocks ran, in order."""
+        return [i for i, b in enumerate(self.blocks) if self.value(b, "out") is not None]
+
     def groups(self) -> list["Group"]:
-        """Return the blocks in groups of those that are built alike."""
+        """Return the blocks that ran in groups of those that are built alike."""
         alike: dict[Any, list[int]] = {}
-        for i, (path, inner) in enumerate(zip(self.blocks, self.inner, strict=True)):
+        for i in self.ran:
+            path, inner = self.blocks[i], self.inner[i]
             kind = type(self.network.get_submodule(path))
             build = tuple((p, type(m), *(w.shape for w in _weights(m))) for p, m in inner.items())
             alike.setdefault((kind, build), []).append(i)
@@ -103,6 +113,12 @@ class Sight:
         names = [f"{p}:{side}" for p in paths]
         flowed = [self._flowed[n] for n in names if n in self._flowed]
         return any(x._version != version for x, version in flowed)
+
+    def _second_calls(self) -> list[Site]:
+        return [Site(f"{b}:out#1", place=Place(b, "out", call=1)) for b in self.blocks]
+
+    def _note_again(self, *_: Any) -> None:
+        self.again = True
 
     def _keep(self, site: Site, x: Tensor, _: ForwardContext) -> None:
         self._values[site.name] = x.clone()

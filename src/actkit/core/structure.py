@@ -76,29 +76,39 @@ def found_stack(network: nn.Module, blocks: str, number: int) -> Stack:
         ValueError: The blocks hand on no (B, T, D) stream from one to the next.
     """
     sight = Sight(network, blocks, number)
+    if sight.again:
+        raise ValueError("its blocks run more than once in one pass")
     stream, after = _stream(sight)
     proposals = [Proposal(g, stream, after) for g in sight.groups()]
     ends, sizes = _ends(sight, after[-1])
     sizes |= {"blocks": blocks, "num_blocks": number, "width": stream.shape[-1]}
     parts = [Stack(**(sizes | p.sizes), places=ends | p.places) for p in proposals]
     owners = {i: k for k, p in enumerate(proposals) for i in p.group.indices}
+    resting = [i for i in range(number) if i not in owners]
+    owners |= dict.fromkeys(resting, len(parts))
+    if resting:
+        silent = type(network.get_submodule(sight.blocks[resting[0]])).__name__
+        reason = f"this {silent} does not run where the network reads {''.join(sight.feed) or 'token ids'} alone"
+        parts.append(Stack(**sizes, places={}, lacks=dict.fromkeys(POINTS, reason)))
     firm = _firm(network, _joined(parts, owners), owners)
     parts = [_with(part, firm[k]) for k, part in enumerate(parts)]
-    for k, part in enumerate(parts):
+    for k, part in enumerate(parts[: len(proposals)]):
         own = [i for i, owner in owners.items() if owner == k]
         if part.attention and not _explicit_form_agrees(network, part, own, after[-1]):
             parts[k] = replace(part, attention="")
-    pairs = zip(parts, proposals, strict=True)
-    return _joined([_reasoned(part, proposal) for part, proposal in pairs], owners)
+    pairs = zip(parts, proposals, strict=False)
+    told = [_reasoned(part, proposal) for part, proposal in pairs]
+    return _joined([*told, *parts[len(told) :]], owners)
 
 
 def _stream(sight: Sight) -> tuple[Tensor, Tensor]:
-    """Return what the blocks receive and what they return, (L, B, T, D) both."""
-    sides = [[sight.value(b, side) for b in sight.blocks] for side in ("in", "out")]
+    """Return what the blocks that ran receive and what they return, (L, B, T, D) both."""
+    ran = [sight.blocks[i] for i in sight.ran]
+    sides = [[sight.value(b, side) for b in ran] for side in ("in", "out")]
     known = [[x for x in side if x is not None] for side in sides]
     rows = len(sight.read)
-    told = all(
-        len(k) == len(sight.blocks)
+    told = 2 * len(ran) > len(sight.blocks) and all(
+        len(k) == len(ran)
         and {x.shape for x in k} == {k[0].shape}
         and k[0].dim() == 3
         and k[0].is_floating_point()
@@ -117,7 +127,7 @@ def _stream(sight: Sight) -> tuple[Tensor, Tensor]:
 def _rows_are_inputs(sight: Sight, after: Tensor) -> bool:
     """Say whether the first input alone has the first row of what both have."""
     values: list[Tensor] = []
-    last = Site("last", place=Place(sight.blocks[-1], "out"))
+    last = Site("last", place=Place(sight.blocks[sight.ran[-1]], "out"))
     tap = Tap(last, read=lambda site, x, context: values.append(x.clone()))
     watched(sight.network, [tap], {k: x[:1] for k, x in sight.feed.items()})
     alone, wanted = values[0], after[:1]
@@ -185,7 +195,7 @@ class Proposal:
 
     def __init__(self, group: Group, stream: Tensor, after: Tensor) -> None:
         """Look at what flowed; `stream` and `after` are of all blocks, (L, B, T, D)."""
-        own = list(group.indices)
+        own = [group.sight.ran.index(i) for i in group.indices]
         self.group, self._stream, self._after = group, stream[own], after[own]
         self.reasons: dict[str, str] = {}
         self._attention, self._mlp = self._child(ATTENTION, "attention"), self._child(MLP, "MLP")
