@@ -1,61 +1,69 @@
-"""Examine types and keep the results, or write the page: `python -m tests.architectures`."""
+"""Examine types and keep the results, then write the page: `python -m tests.architectures`."""
 
 import argparse
 import gc
 import json
 import signal
-import time
-import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tests.architectures.build import build, types
-from tests.architectures.checks import examined
-from tests.architectures.tweaks import NOT_BUILT
+from tests.architectures import page
+from tests.architectures.build import types
+from tests.architectures.one import one
 
 FOLDER = Path("build/architectures")
 LONGEST = 60
 """Seconds that one type may take."""
 
 
-def main() -> None:
-    """Run."""
+def main() -> int:
+    """Examine; return 1 if a cell is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*", help="types to examine; all if none")
-    parser.add_argument("--slice", default="0/1", help="i/n: every n-th type from i on")
+    parser.add_argument("--slice", default="0/1", help="i/n: every n-th type from the i-th on")
     parser.add_argument("--missing", action="store_true", help="leave out types with a result")
     parser.add_argument("--what", default="", help="only these kinds, with commas")
+    parser.add_argument("--page", action="store_true", help="only write the page from the results")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if args.page:
+        page.write(page.load(FOLDER))
+        return 0
     index, number = map(int, args.slice.split("/"))
     names = args.types or [k for i, k in enumerate(types()) if i % number == index]
     if args.what:
         names = [k for k in names if types()[k][0] in args.what.split(",")]
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    wrong = 0
     for kind in names:
         file = FOLDER / f"{kind}.json"
         if args.missing and file.exists():
             continue
-        signal.signal(signal.SIGALRM, _late)
-        signal.alarm(LONGEST)
-        try:
-            result = one(kind)
-        except Late:
-            result = {"what": types()[kind][0], "reason": f"took over {LONGEST} s"}
-        signal.alarm(0)
+        result = _in_time(kind)
         file.write_text(json.dumps(result, indent=1, ensure_ascii=False))
-        cells = result.get("cells", {})
-        bad = {k: w for k, (s, w) in cells.items() if s == "wrong"}
-        refused = {k: w for k, (s, w) in cells.items() if s == "refused"}
-        print(kind, result.get("class"), result.get("seconds"), result.get("reason", ""),
-              "WRONG" if bad else "ok", bad or "", "REFUSED" if refused else "", refused or "", flush=True)
+        wrong += _told(kind, result)
         gc.collect()
+    return int(wrong > 0)
+
+
+def _told(kind: str, result: dict[str, Any]) -> int:
+    """Print a line of a result; return the number of wrong cells."""
+    cells = result.get("cells", {})
+    told = {k: w for k, (s, w) in cells.items() if s in ("wrong", "refused")}
+    wrong = sum(s == "wrong" for s, _ in cells.values())
+    state = "WRONG" if wrong else "ok" if cells else result.get("reason", "")
+    print(kind, result.get("seconds", ""), state, told or "", flush=True)  # noqa: T201
+    return wrong
+
+
+def _in_time(kind: str) -> dict[str, Any]:
+    signal.signal(signal.SIGALRM, _late)
+    signal.alarm(LONGEST)
+    try:
+        return one(kind)
+    except Late:
+        return {"what": types()[kind][0], "reason": f"it takes over {LONGEST} s"}
+    finally:
+        signal.alarm(0)
 
 
 class Late(BaseException):
@@ -66,19 +74,5 @@ def _late(*_: Any) -> None:
     raise Late
 
 
-def one(kind: str) -> dict[str, Any]:
-    """Return the result of one type."""
-    if kind in NOT_BUILT:
-        return {"what": types()[kind][0], "reason": NOT_BUILT[kind]}
-    begun = time.perf_counter()
-    try:
-        built = build(kind)
-    except Exception as error:  # noqa: BLE001
-        return {"what": types()[kind][0], "reason": f"{type(error).__name__}: {str(error)[:200]}"}
-    result = examined(built)
-    result["seconds"] = round(time.perf_counter() - begun, 2)
-    return result
-
-
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -3,7 +3,6 @@
 Weights are uneven on purpose: gains are not one, biases are not zero, maps are not small.
 """
 
-import importlib
 import zlib
 from dataclasses import dataclass
 from functools import cache
@@ -11,12 +10,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from tests.architectures.shrink import WORDS, shrunk
-from tests.architectures.tweaks import NOT_BUILT, TWEAKS
+from tests.architectures.shrink import shrunk
+from tests.architectures.tweaks import TWEAKS
 
 MAPPINGS = {
     "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM",
@@ -75,7 +74,7 @@ def build(kind: str) -> Built:
 
 
 def uneven_weights(network: nn.Module) -> nn.Module:
-    """Spread all weights, in place: maps to a gain near one, offsets and gains about where they are."""
+    """Spread all weights, in place: maps to a gain near one, offsets and gains about their own."""
     gen = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in network.named_parameters():

@@ -93,6 +93,10 @@ def _image_sizes(config: Any) -> list[int]:
 
 
 def _number(config: Any, *names: str) -> int | None:
-    configs = (config, getattr(config, "audio_config", None), getattr(config, "encoder_config", None))
+    configs = (
+        config,
+        getattr(config, "audio_config", None),
+        getattr(config, "encoder_config", None),
+    )
     found = (getattr(c, name, None) for c in configs for name in names)
     return next((n for n in found if isinstance(n, int)), None)

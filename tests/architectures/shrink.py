@@ -136,10 +136,9 @@ def _small(field: str, value: Any, tweaks: Mapping[str, Any], path: str) -> Any:
 
 
 def _size(field: str, value: int) -> int | None:
-    if field.endswith("_token_id") or field.endswith("_token_index"):
+    if field.endswith(("_token_id", "_token_index")):
         return None if 0 <= value < WORDS else WORDS - 1 - (sum(map(ord, field)) % 9)
-    found = next((size for pattern, size in SIZES_RE if pattern.fullmatch(field)), None)
-    return found
+    return next((size for pattern, size in SIZES_RE if pattern.fullmatch(field)), None)
 
 
 def _sizes(field: str, value: list[Any]) -> Any:

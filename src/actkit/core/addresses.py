@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from actkit.core.errors import SiteError
+from actkit.core.layout import Layout
 from actkit.core.sites import POINTS, Place, Site
 
 ALIASES = {
@@ -44,9 +45,19 @@ _PATH = re.compile(r"(?P<path>[^:]*):(?P<side>in|out)(?P<items>(\.\w+)*)(#(?P<ca
 class Addresses:
     """All sites of one network, found by what users write."""
 
-    def __init__(self, module: nn.Module, sites: Iterable[Site], prefixes: Iterable[str]) -> None:
-        """Index the sites of the network's tables; `prefixes` may stand in front of their names."""
+    def __init__(
+        self,
+        module: nn.Module,
+        sites: Iterable[Site],
+        prefixes: Iterable[str],
+        tokens_first: Iterable[str] = (),
+    ) -> None:
+        """Index the sites of the network's tables; `prefixes` may stand in front of their names.
+
+        Below the paths of `tokens_first` tensors are (token, batch, ...).
+        """
         self._module = module
+        self._tokens_first = tuple(f"{p}." for p in tokens_first)
         self._sites = {s.name: s for s in sites}
         self._prefixes = tuple(f"{p}." for p in prefixes if p)
 
@@ -159,7 +170,8 @@ class Addresses:
             raise SiteError(self._unknown(name)) from error
         items = tuple(int(i) if i.isdigit() else i for i in match["items"].split(".")[1:])
         call = None if match["call"] is None else int(match["call"])
-        place = Place(match["path"], match["side"], items, call=call, fleeting=True)
+        layout = Layout(tokens_first=match["path"].startswith(self._tokens_first))
+        place = Place(match["path"], match["side"], items, layout, call=call, fleeting=True)
         return Site(name, None, name, place=place)
 
     def _modules(self, pattern: str) -> list[Site]:

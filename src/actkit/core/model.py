@@ -60,7 +60,8 @@ class Model:
         network = find(module)
         self.note = network.note
         self._roots = network.roots or {}
-        self._addresses = Addresses(module, network.sites, network.prefixes)
+        turned = network.tokens_first
+        self._addresses = Addresses(module, network.sites, network.prefixes, turned)
 
     def __repr__(self) -> str:
         """Return name, class and size."""

@@ -7,11 +7,13 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from actkit.core.architectures import tables
-from actkit.core.sites import Site, Stack, stack_sites
+from actkit.core.sight import tokens, watched
+from actkit.core.sites import Place, Site, Stack, stack_sites
 from actkit.core.structure import found_stack
+from actkit.core.taps import Tap
 
 REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 """What a network of which nothing is known may raise when it is handed two rows of tokens."""
@@ -35,12 +37,14 @@ class Network:
         roots: Path of each stack's module, by the stack's name.
         prefixes: Prefixes that may be left out, since there is one stack.
         note: How the points were found.
+        tokens_first: Paths of the lists of blocks below which tensors are (token, batch, ...).
     """
 
     sites: tuple[Site, ...] = ()
     roots: dict[str, str] | None = None
     prefixes: tuple[str, ...] = ()
     note: str = "no table for this network: sites are module paths, path:in and path:out"
+    tokens_first: tuple[str, ...] = ()
 
 
 def find(module: nn.Module) -> Network:
@@ -69,8 +73,9 @@ def find(module: nn.Module) -> Network:
 def _by_structure(network: nn.Module, base: str) -> Network:
     """Return what a network without a table shows of its structure when it reads two rows."""
     lists = _block_lists(network)
+    turned = tuple(f"{base}{p}" for p in _tokens_first(network))
     if not lists or not _reads(network):
-        return Network()
+        return Network(tokens_first=turned)
     reason = ""
     for path in sorted(lists, key=lambda p: -len(lists[p]))[:MOST_TRIED]:
         number = len(lists[path])
@@ -83,8 +88,37 @@ def _by_structure(network: nn.Module, base: str) -> Network:
         points = ", ".join(dict.fromkeys(s.name.partition(".")[0] for s in sites if not s.refused))
         kinds = " and ".join(dict.fromkeys(type(m).__name__ for m in lists[path]))
         note = f"found by structure: {number} blocks of {kinds} at {base}{path} with {points}"
-        return Network(sites, {"": base.rstrip(".")}, (), note)
-    return Network(note=f"{Network.note}; found no points by structure: {reason}")
+        return Network(sites, {"": base.rstrip(".")}, (), note, turned)
+    note = f"{Network.note}; found no points by structure: {reason}"
+    return Network(note=note, tokens_first=turned)
+
+
+def _tokens_first(network: Any) -> list[str]:
+    """Return the lists of modules whose items were seen to return (token, batch, ...) tensors."""
+    if getattr(network, "main_input_name", "") != "input_ids":
+        return []
+    ids = tokens(network)
+    feed = {"input_ids": ids}
+    if network.config.is_encoder_decoder:
+        feed["decoder_input_ids"] = ids[:, 1:]
+    shapes = {(x.shape[1], x.shape[0]) for x in feed.values()}
+    found: dict[str, None] = {}
+
+    def look(path: str, x: Tensor) -> None:
+        if x.dim() == 3 and tuple(x.shape[:2]) in shapes:
+            found[path] = None
+
+    lists = [p for p, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    sites = [Site(f"{p}.0:out", place=Place(f"{p}.0", "out")) for p in lists]
+    taps = [
+        Tap(s, read=lambda _, x, __, path=p: look(path, x))
+        for p, s in zip(lists, sites, strict=True)
+    ]
+    try:
+        watched(network, taps, feed)
+    except REFUSALS:
+        return []  # it cannot be called so: nothing is claimed
+    return [*found]
 
 
 def _block_lists(network: nn.Module) -> dict[str, nn.ModuleList]:

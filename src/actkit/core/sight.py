@@ -33,7 +33,6 @@ class Sight:
         outer: Embeddings and norms outside of the blocks, by their path.
         feed: What it read, by argument; "" where the argument has no name.
         output: What the network returned.
-        mixes: What the heads of each attention made of the values, (B, H, T, K).
         again: Whether a block ran more than once.
     """
 
@@ -58,9 +57,10 @@ class Sight:
         sites = [Site(f"{p}:{s}", place=Place(p, s)) for p in paths for s in ("in", "out")]
         taps = [Tap(s, read=self._keep) for s in sites]
         taps += [Tap(s, read=self._note_again) for s in self._second_calls()]
-        with _Mixes(len(self.read)) as seen:
+        self._seen = _Mixes(len(self.read))
+        self._mixed: dict[str, int] = {}
+        with self._seen:
             self.output = watched(network, taps, self.feed)
-        self.mixes = seen.found
 
     @property
     def read(self) -> Tensor:
@@ -90,6 +90,11 @@ class Sight:
     def value(self, path: str, side: str) -> Tensor | None:
         """Return what flowed at a path; None if nothing did."""
         return self._values.get(f"{path}:{side}")
+
+    def mixes(self, path: str) -> list[Tensor]:
+        """Return what heads made of values, (B, H, T, K), while a module ran."""
+        begun, ended = (self._mixed.get(f"{path}:{side}", 0) for side in ("in", "out"))
+        return self._seen.found[begun:ended]
 
     def logits(self, words: int) -> tuple[tuple[int | str, ...], Tensor | None]:
         """Return the way to the logits in the output, and the logits; None if there are none.
@@ -123,6 +128,7 @@ class Sight:
     def _keep(self, site: Site, x: Tensor, _: ForwardContext) -> None:
         self._values[site.name] = x.clone()
         self._flowed[site.name] = (x, x._version)
+        self._mixed[site.name] = len(self._seen.found)
 
 
 class Group:
@@ -165,21 +171,16 @@ class Group:
         below = {p: m for p, m in self._inner.items() if p.startswith(f"{child}.")}
         return [m for m in below.values() if not [*m.parameters()]]
 
-    def heads(self, path: str) -> int:
-        """Return how many heads' mixes of values, side by side, a map reads; 0 if it does not."""
-        x_LBTD, found = self(path, "in"), set[int]()
-        for x_BTD in () if x_LBTD is None else x_LBTD:
-            heads = (m.shape[1] for m in self.sight.mixes if _side_by_side(m, x_BTD))
-            found.add(next(heads, 0))
-        return found.pop() if len(found) == 1 else 0
+    def mix(self, child: str) -> Tensor | None:
+        """Return what the heads of a child made of values, (L, B, H, T, K); None if that varies."""
+        found = [self.sight.mixes(_path(b, child)) for b in self._paths]
+        if any(len(m) != 1 for m in found) or len({m[0].shape for m in found}) > 1:
+            return None
+        return torch.stack([m[0] for m in found])
 
     def overwritten(self, place: Place) -> bool:
         """Say whether the network overwrote what flowed at a place of any block."""
         return self.sight.overwritten((_path(b, place.path) for b in self._paths), place.side)
-
-
-def _side_by_side(mix_BHTK: Tensor, x_BTD: Tensor) -> bool:
-    return same(mix_BHTK.transpose(1, 2).flatten(2), x_BTD)
 
 
 class _Mixes(TorchFunctionMode):

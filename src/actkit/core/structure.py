@@ -88,7 +88,8 @@ def found_stack(network: nn.Module, blocks: str, number: int) -> Stack:
     owners |= dict.fromkeys(resting, len(parts))
     if resting:
         silent = type(network.get_submodule(sight.blocks[resting[0]])).__name__
-        reason = f"this {silent} does not run where the network reads {''.join(sight.feed) or 'token ids'} alone"
+        what = "".join(sight.feed) or "token ids"
+        reason = f"this {silent} does not run where the network reads {what} alone"
         parts.append(Stack(**sizes, places={}, lacks=dict.fromkeys(POINTS, reason)))
     firm = _firm(network, _joined(parts, owners), owners)
     parts = [_with(part, firm[k]) for k, part in enumerate(parts)]
@@ -118,7 +119,11 @@ def _stream(sight: Sight) -> tuple[Tensor, Tensor]:
     )
     stream, after = (torch.stack(k) for k in known) if told else (torch.ones(1), torch.zeros(1))
     if not same(stream[1:], after[:-1]) or not told:
-        raise ValueError("its blocks hand on no (batch, token, width) stream")
+        shapes = ", ".join(dict.fromkeys(str(tuple(x.shape)) for x in known[1])) or "no tensor"
+        raise ValueError(
+            f"its blocks hand on no (batch, token, width) stream: they return {shapes} where "
+            f"{tuple(sight.read.shape)} was read"
+        )
     if sight.ids is None and not _rows_are_inputs(sight, after[-1]):
         raise ValueError("the rows of its stream are not those of its inputs")
     return stream, after
@@ -253,29 +258,34 @@ class Proposal:
     def _heads(self) -> dict[str, Place]:
         """Find the projections of attention: z by what its map reads, others by their widths."""
         group = self.group
+        mix = group.mix(self._attention) if self._attention else None
+        if mix is None:
+            return {}
+        heads, width = mix.shape[2], mix.shape[-1]
         maps = group.maps(self._attention)
         named = {
             point: next((p for p in maps if p.rpartition(".")[2] in names), "")
             for point, names in PROJECTIONS.items()
         }
-        whole = named["z"] and same(group(named["z"], "out"), group(self._attention, "out"))
-        heads = group.heads(named["z"]) if whole else 0
-        if not heads:
-            return {}
-        widths = {p: group.width(named[p], "out") if named[p] else 0 for p in "qkv"}
-        width = group.width(named["z"], "in") // heads
-        kv_heads, rest = divmod(widths["k"], width)
-        fits = widths["v"] == widths["k"] > 0 and not rest and heads % kv_heads == 0
-        places = {"z": into(named["z"], heads=heads)}
-        self.sizes |= {"heads": heads, "kv_heads": kv_heads if fits else heads}
-        self.sizes["head_width"] = width
+        self.sizes |= {"heads": heads, "kv_heads": heads, "head_width": width}
         if _in_registry(group.block.get_submodule(self._attention)):
             self.sizes["attention"] = self._attention
-        if fits:
+        places = {}
+        if self._is_last(named["z"]) and same(group(named["z"], "in"), _side_by_side(mix)):
+            places["z"] = into(named["z"], heads=heads)
+        widths = {p: group.width(named[p], "out") if named[p] else 0 for p in "qkv"}
+        kv_heads, rest = divmod(widths["k"], width)
+        if widths["v"] == widths["k"] > 0 and not rest and heads % kv_heads == 0:
+            self.sizes["kv_heads"] = kv_heads
             places |= {p: out(named[p], heads=kv_heads) for p in "kv"}
-        if fits and widths["q"] == heads * width:
-            places["q"] = out(named["q"], heads=heads)
+            if widths["q"] == heads * width:
+                places["q"] = out(named["q"], heads=heads)
         return places
+
+    def _is_last(self, path: str) -> bool:
+        """Say whether attention returns what a map inside it returns."""
+        returned = self.group(self._attention, "out")
+        return bool(path) and same(self.group(path, "out"), returned)
 
     def _inside(self) -> dict[str, Place]:
         """Find what the MLP's down projection reads, and the maps before it."""
@@ -296,6 +306,11 @@ class Proposal:
             if g is not None and u is not None and _is_product(hidden, act(g), u):
                 return places | {"mlp_gate": out(gate), "mlp_pre": out(up)}
         return places
+
+
+def _side_by_side(mix: Tensor) -> Tensor:
+    """Return (L, B, H, T, K) as (L, B, T, H K)."""
+    return mix.transpose(2, 3).flatten(3)
 
 
 def _is_product(hidden: Tensor, gate: Tensor, up: Tensor) -> bool:
