@@ -164,7 +164,8 @@ class Case:
         ]
         others = [p for p, y in self.ran.items() if p and _main(y) is not None]
         blocks = blocks or others
-        blocks = [b for b in blocks if _main(self.ran[b]).dim() in (2, 3, 4)]
+        axes = (3,) if self.text else (2, 3, 4)
+        blocks = [b for b in blocks if _main(self.ran[b]).dim() in axes]
         if not blocks:
             raise Nothing("no module returns a tensor that an edit could be made of")
         return self.m.sites(f"{blocks[len(blocks) // 2]}:out")[0]
@@ -301,6 +302,7 @@ def stream(c: Case) -> None:
 
 
 def _check_states(c: Case, stack: str, names: list[str], states: Sequence[Any]) -> None:
+    states = states[-len(names) - 1 :]  # Funnel's begin with those of the blocks below
     if len(states) != len(names) + 1:
         raise Wrong(f"{stack}: {len(states)} hidden states, {len(names)} blocks")
     blocks = list(range(len(names)))  # of those that run
@@ -449,10 +451,8 @@ def sums(c: Case) -> None:
     stacks = {n.rpartition(".")[0].rpartition(".")[0] for n in c.names}
     normed = {n.rpartition(".")[0] for n in c.names if n.rpartition(".")[2] == "final_norm"}
     if (
-        (not c.m.note.startswith("found by")
-        and not normed & stacks)
-        or c.network.config.is_encoder_decoder
-    ):
+        not c.m.note.startswith("found by") and not normed & stacks
+    ) or c.network.config.is_encoder_decoder:
         raise Nothing("its blocks add more than these, or norm the sum")
     rec, checked = c.m.run(c.feed, record=c.names), 0
     for name in c.names:
@@ -673,6 +673,12 @@ def batched(c: Case) -> None:
     if not c.text:
         raise Nothing("no token ids")
     names = [n for n in c.names if c.has_points] or [c.middle.name]
+    try:
+        for row in ROWS:
+            with torch.no_grad():
+                c.network(**c.m.encode(_ragged(c, [row])).kwargs)
+    except Exception as error:  # whatever the network raises
+        raise Nothing(f"it cannot read a row alone: {type(error).__name__}") from error
     alone = [c.m.run(_ragged(c, [r]), record=names) for r in ROWS]
     rec = c.m.run(_ragged(c, ROWS), record=names)
     for name in names:

@@ -49,13 +49,15 @@ def _candidates(built: Built) -> Iterator[dict[str, Any]]:
         yield extra
     if "input_ids" in names:
         ids = torch.tensor([ROWS[0], ROWS[0][::-1]])
+        if targets:
+            yield {"input_ids": ids, **targets, **extra}
         yield {"input_ids": ids, **extra}
-        yield {"input_ids": ids, **targets, **extra}
     for name in ("pixel_values", "pixel_values_videos", "input_values", "input_features", main):
         if name in names and name != "input_ids":
             for x in _tensors(network, name):
+                if targets:
+                    yield {name: x, **targets, **extra}
                 yield {name: x, **extra}
-                yield {name: x, **targets, **extra}
 
 
 def _tensors(network: Any, name: str) -> Iterator[Tensor]:

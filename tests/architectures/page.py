@@ -103,8 +103,12 @@ def _found(result: dict[str, Any]) -> str:
 
 def _checks(kind: str, result: dict[str, Any], notes: Notes) -> list[str]:
     row = [kind, _found(result)]
+    lost = result["cells"].get("feed")
     for name in COLUMNS:
         status, words = result["cells"].get(name, ("none", ""))
+        if lost and name not in result["cells"]:
+            row.append(str(notes.number(lost[1])))
+            continue
         if status == "refused":
             row.append(str(notes.number(words)))
         elif status == "wrong":

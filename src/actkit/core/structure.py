@@ -124,8 +124,13 @@ def _stream(sight: Sight) -> tuple[Tensor, Tensor]:
             f"its blocks hand on no (batch, token, width) stream: they return {shapes} where "
             f"{tuple(sight.read.shape)} was read"
         )
-    if sight.ids is None and not _rows_are_inputs(sight, after[-1]):
-        raise ValueError("the rows of its stream are not those of its inputs")
+    if sight.ids is None:  # nothing read has the stream's length, so its axes are proven apart
+        width = getattr(getattr(sight.network, "config", None), "hidden_size", None)
+        if stream.shape[-1] != width or stream.shape[-2] == width:
+            shape = tuple(stream.shape[1:])
+            raise ValueError(f"the last axis of its stream is not its hidden_size {width}: {shape}")
+        if not _rows_are_inputs(sight, after[-1]):
+            raise ValueError("the rows of its stream are not those of its inputs")
     return stream, after
 
 
