@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from actkit.core.architectures import tables
-from actkit.core.sight import tokens, watched
+from actkit.core.readable import tokens
+from actkit.core.sight import watched
 from actkit.core.sites import Place, Site, Stack, stack_sites
 from actkit.core.structure import found_stack
 from actkit.core.taps import Tap

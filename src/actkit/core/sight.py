@@ -9,16 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from actkit.core.context import ForwardContext
 from actkit.core.hooks import Hooks
+from actkit.core.mixes import Mixes
+from actkit.core.readable import readable
 from actkit.core.sites import Place, Site
 from actkit.core.taps import Tap
-
-ROWS, LENGTH = 2, 5
-PRODUCTS = ("matmul", "__matmul__", "bmm")
-KERNEL = "scaled_dot_product_attention"
 
 
 class Sight:
@@ -38,7 +35,7 @@ class Sight:
 
     def __init__(self, network: nn.Module, blocks: str, number: int) -> None:
         """Run the network; `blocks` is their path with "{}" where the index goes."""
-        self.network, self.feed = network, readable(network)
+        self.network, self.feed = network, fed(network)
         self.blocks = [blocks.format(i) for i in range(number)]
         self.inner = [_told(network.get_submodule(b)) for b in self.blocks]
         self.outer = {
@@ -57,7 +54,7 @@ class Sight:
         sites = [Site(f"{p}:{s}", place=Place(p, s)) for p in paths for s in ("in", "out")]
         taps = [Tap(s, read=self._keep) for s in sites]
         taps += [Tap(s, read=self._note_again) for s in self._second_calls()]
-        self._seen = _Mixes(len(self.read))
+        self._seen = Mixes(len(self.read))
         self._mixed: dict[str, int] = {}
         with self._seen:
             self.output = watched(network, taps, self.feed)
@@ -183,36 +180,6 @@ class Group:
         return self.sight.overwritten((_path(b, place.path) for b in self._paths), place.side)
 
 
-class _Mixes(TorchFunctionMode):
-    """Sees each head's mix of values wherever a kernel, or a product with weights, makes it."""
-
-    def __init__(self, batch: int) -> None:
-        super().__init__()
-        self.found: list[Tensor] = []
-        self._batch = batch
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        product = name in PRODUCTS and len(args) == 2 and _are_weights(*args)
-        if isinstance(result, Tensor) and (name == KERNEL or product):
-            flat = result.dim() == 3 and len(result) % self._batch == 0
-            mix = result.unflatten(0, (self._batch, -1)) if flat else result
-            if mix.dim() == 4:
-                self.found.append(mix.detach().clone())
-        return result
-
-
-def _are_weights(left: Any, right: Any) -> bool:
-    """Say whether the left factor holds weights of a softmax: none negative, at most 1 in all."""
-    both = isinstance(left, Tensor) and isinstance(right, Tensor)
-    if not both or left.dim() != right.dim() or left.dim() < 3 or not left.is_floating_point():
-        return False
-    return bool((left >= 0).all() and (left.sum(-1) <= 1 + left.shape[-1] * 1e-2).all())
-
-
 def _told(block: nn.Module) -> dict[str, nn.Module]:
     return {p: m for p, m in block.named_modules() if _tells(p, m)}
 
@@ -244,11 +211,16 @@ def _tells(path: str, module: nn.Module) -> bool:
     return "." not in path or is_map(module) or not (holds or [*module.children()])
 
 
+def fed(network: nn.Module) -> dict[str, Tensor]:
+    """Return two rows that a network can read, by argument."""
+    return readable(network, lambda feed: watched(network, [], feed))
+
+
 def watched(
     network: nn.Module, taps: Iterable[Tap], feed: Mapping[str, Tensor] | None = None
 ) -> Any:
     """Let a network read under taps, in evaluation mode; return what it returned."""
-    feed = readable(network) if feed is None else feed
+    feed = fed(network) if feed is None else feed
     with (
         _evaluating(network),
         torch.random.fork_rng(devices=[]),
@@ -258,56 +230,6 @@ def watched(
         if "" in feed:
             return network(feed[""])
         return network(**feed)
-
-
-def readable(network: Any) -> dict[str, Tensor]:
-    """Return two rows of what a network reads, by argument; "" where it has no name.
-
-    Raises:
-        ValueError: It reads none of token ids, images and sound, or in a form unknown here.
-    """
-    if not hasattr(type(network), "base_model_prefix"):
-        return {"": tokens(network)}
-    name = str(network.main_input_name)
-    if name == "input_ids":
-        return {name: tokens(network)}
-    for shape in _shapes(network.config, name):
-        gen = torch.Generator().manual_seed(0)
-        x = 0.3 + torch.randn(ROWS, *shape, generator=gen)
-        first = next(network.parameters())
-        feed = {name: x.to(first.device, first.dtype)}
-        try:
-            watched(network, [], feed)
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            continue  # of another shape than this guess: the next one
-        return feed
-    raise ValueError(f"it reads {name}, in a form that is not known here")
-
-
-def _shapes(config: Any, name: str) -> list[tuple[int, ...]]:
-    """Return the shapes that one image or sound of a network may have, the likeliest first."""
-    if name == "pixel_values":
-        size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
-        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
-        known = [sides[-2:]] if all(isinstance(s, int) for s in sides) else []
-        return [(channels, *map(int, s)) for s in (*known, (64, 64), (224, 224))]
-    bins = (getattr(config, k, None) for k in ("num_mel_bins", "feature_size"))
-    number = next((b for b in bins if isinstance(b, int)), 80)
-    length = getattr(config, "max_length", None) or 48
-    if name == "input_values":
-        return [(int(length), number), (3000,)]
-    wide = getattr(config, "feature_projection_input_dim", None) or number
-    return [(48, int(wide)), (number, 48)] if name == "input_features" else []
-
-
-def tokens(network: nn.Module) -> Tensor:
-    """Return different token ids, without the one that pads."""
-    sizes = [m.num_embeddings for m in network.modules() if isinstance(m, nn.Embedding)]
-    pad = getattr(getattr(network, "config", None), "pad_token_id", None)
-    words = [i for i in range(max(sizes)) if i != pad]
-    device = next(network.parameters()).device
-    ids = [words[(3 + 7 * i) % len(words)] for i in range(ROWS * LENGTH)]
-    return torch.tensor(ids, device=device).view(ROWS, LENGTH)
 
 
 @contextmanager
