@@ -18,7 +18,14 @@ ONE_SCALE: dict[str, Any] = {
     **RESNET,
     "backbone_config": {**RESNET["backbone_config"], "out_features": ["stage4"]},
 }
-DEFAULT_ROPE: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+M_ROPE: dict[str, Any] = {
+    "text_config.rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "mrope_section": [2, 2, 2],
+        "partial_rotary_factor": 1.0,
+    }
+}
 
 TWEAKS: dict[str, dict[str, Any]] = {
     "bit": {"embedding_size": 64, "hidden_sizes": [64, 64, 96, 128], "depths": [1, 1, 1, 1]},
@@ -28,10 +35,16 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "deformable_detr": RESNET,
     "detr": ONE_SCALE,
     "table-transformer": ONE_SCALE,
-    "convnext": {"hidden_sizes": [12, 16, 20, 24], "depths": [1, 2, 2, 1]},
     "convnextv2": {"hidden_sizes": [12, 16, 20, 24], "depths": [1, 2, 2, 1]},
     "dinov3_convnext": {"hidden_sizes": [12, 16, 20, 24], "depths": [1, 2, 2, 1]},
-    "dots1": {"n_routed_experts": 4, "num_key_value_heads": 2, "n_group": 1, "topk_group": 1},
+    "dots1": {
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 2,
+        "n_group": 1,
+        "topk_group": 1,
+    },
     "emu3": {"class": "Emu3ForConditionalGeneration"},
     "esm": {"vocab_size": 97, "pad_token_id": 1, "mask_token_id": 90},
     "esmc": {"num_key_value_heads": 4},
@@ -42,8 +55,8 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "intermediate_size": [80, 80, 80],
     },
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 4},
-    "hunyuan_v1_dense": DEFAULT_ROPE,
-    "hunyuan_v1_moe": DEFAULT_ROPE,
+    "hunyuan_v1_dense": {"head_dim": 12},
+    "hunyuan_v1_moe": {"head_dim": 12},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "jamba": {
@@ -76,9 +89,42 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "position_bias_max_distance": 32,
     },
     "pegasus_x": {"block_size": 8, "num_global_tokens": 4},
+    "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 4, "topk_method": "greedy"},
+    "glm4v": M_ROPE,
+    "glm4v_moe": M_ROPE,
+    "glm46v": M_ROPE,
+    "glm_ocr": M_ROPE,
+    "glmga": M_ROPE,
+    "glm4_moe_lite": {"head_dim": 8, "num_key_value_heads": 4},
+    "qwen4_exp_text": {
+        "indexer_budget": 4,
+        "indexer_compress_ratio": 2,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+    },
+    "dbrx": {
+        "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0},
+        "n_heads": 4,
+        "max_seq_len": 64,
+    },
+    "hiera": {
+        "image_size": [32, 32],
+        "embed_dim": 12,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 2, 4, 4],
+    },
+    "donut-swin": {
+        "image_size": 28,
+        "window_size": 7,
+        "depths": [1, 1],
+        "num_heads": [2, 4],
+        "embed_dim": 24,
+    },
+    "convnext": {"hidden_sizes": [12, 16, 20, 24], "depths": [1, 2, 2, 1], "image_size": 64},
     "llama4": {"class": "Llama4ForConditionalGeneration"},
     "mamba2": {"num_heads": 8, "head_dim": 12, "n_groups": 2},
-    "ministral": DEFAULT_ROPE,
+    "ministral": {"head_dim": 12},
     "mobilebert": {
         "embedding_size": 24,
         "hidden_size": 48,
@@ -90,7 +136,6 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "qwen3_5": {"class": "Qwen3_5ForConditionalGeneration"},
     "qwen3_5_moe": {"class": "Qwen3_5MoeForConditionalGeneration"},
     "qwen4_exp": {"class": "Qwen4ExpForConditionalGeneration"},
-    "qwen4_exp_text": {"num_key_value_heads": 2},
     "reformer": {
         "axial_pos_embds_dim": [16, 32],
         "axial_pos_shape": [8, 8],
@@ -103,7 +148,6 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "swinv2": {"image_size": 32, "window_size": 4, "pretrained_window_sizes": [0, 0, 0, 0]},
     "wav2vec2-bert": {"vocab_size": 97},
     "wav2vec2-conformer": {"vocab_size": 97},
-    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2}, "n_heads": 4, "max_seq_len": 64},
 }
 """Type to fields of its configuration; "class" chooses the class of the network."""
 

@@ -134,7 +134,9 @@ def _ends(sight: Sight, after: Tensor) -> tuple[dict[str, Place], dict[str, Any]
         if isinstance(module, nn.Embedding) and same(x, sight.ids) and y is not None and first:
             places["embeddings"], words = out(path), module.num_embeddings
             sizes["embedding_width"] = y.shape[-1]
-        if is_norm(module) and same(x, after):
+        # a norm inside another part is that part's own
+        beside = sight.blocks[0].startswith(path[: path.rfind(".") + 1])
+        if is_norm(module) and same(x, after) and beside:
             places["final_norm"] = out(path)
     way, logits = sight.logits(words)
     if logits is not None:
