@@ -122,6 +122,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "embed_dim": 24,
     },
     "convnext": {"hidden_sizes": [12, 16, 20, 24], "depths": [1, 2, 2, 1], "image_size": 64},
+    "janus": {"vq_config.base_channels": 32, "vq_config.channel_multiplier": [1, 1, 1, 1, 1]},
     "llama4": {"class": "Llama4ForConditionalGeneration"},
     "mamba2": {"num_heads": 8, "head_dim": 12, "n_groups": 2},
     "ministral": {"head_dim": 12},

@@ -29,7 +29,7 @@ class Mixes(TorchFunctionMode):
         product = name in PRODUCTS and len(args) == 2 and _are_weights(*args)
         if isinstance(result, Tensor) and (name == KERNEL or product):
             flat = result.dim() == 3 and len(result) % self._batch == 0
-            mix = result.unflatten(0, (self._batch, -1)) if flat else result
+            mix = result.reshape(self._batch, -1, *result.shape[1:]) if flat else result
             if mix.dim() == 4:
                 self.found.append(mix.detach().clone())
         return result

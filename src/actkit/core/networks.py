@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from actkit.core.architectures import tables
+from actkit.core.context import ForwardContext
 from actkit.core.readable import tokens
 from actkit.core.sight import watched
 from actkit.core.sites import Place, Site, Stack, stack_sites
@@ -105,16 +106,12 @@ def _tokens_first(network: Any) -> list[str]:
     shapes = {(x.shape[1], x.shape[0]) for x in feed.values()}
     found: dict[str, None] = {}
 
-    def look(path: str, x: Tensor) -> None:
+    def look(site: Site, x: Tensor, _: ForwardContext) -> None:
         if x.dim() == 3 and tuple(x.shape[:2]) in shapes:
-            found[path] = None
+            found[site.name] = None
 
     lists = [p for p, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    sites = [Site(f"{p}.0:out", place=Place(f"{p}.0", "out")) for p in lists]
-    taps = [
-        Tap(s, read=lambda _, x, __, path=p: look(path, x))
-        for p, s in zip(lists, sites, strict=True)
-    ]
+    taps = [Tap(Site(p, place=Place(f"{p}.0", "out")), read=look) for p in lists]
     try:
         watched(network, taps, feed)
     except REFUSALS:
