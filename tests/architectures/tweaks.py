@@ -160,5 +160,8 @@ NOT_BUILT: dict[str, str] = {
 INPUTS: dict[str, dict[str, Any]] = {}
 """Type to functions that make what it reads, by argument."""
 
+SINKS_APART = ("granite_swa", "granitemoe_swa")
+"""Types whose attentions are returned before the sinks take their share, unlike GPT-OSS's."""
+
 KNOWN_WRONG: dict[str, dict[str, str]] = {}
 """Type to checks that are known to be wrong, each with where it is mended; empty is the aim."""

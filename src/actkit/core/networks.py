@@ -74,10 +74,7 @@ def find(module: nn.Module) -> Network:
 
 def _by_structure(network: nn.Module, base: str) -> Network:
     """Return what a network without a table shows of its structure when it reads two rows."""
-    lists = _block_lists(network)
-    turned = tuple(f"{base}{p}" for p in _tokens_first(network))
-    if not lists or not _reads(network):
-        return Network(tokens_first=turned)
+    lists = _block_lists(network) if _reads(network) else {}
     reason = ""
     for path in sorted(lists, key=lambda p: -len(lists[p]))[:MOST_TRIED]:
         number = len(lists[path])
@@ -90,8 +87,9 @@ def _by_structure(network: nn.Module, base: str) -> Network:
         points = ", ".join(dict.fromkeys(s.name.partition(".")[0] for s in sites if not s.refused))
         kinds = " and ".join(dict.fromkeys(type(m).__name__ for m in lists[path]))
         note = f"found by structure: {number} blocks of {kinds} at {base}{path} with {points}"
-        return Network(sites, {"": base.rstrip(".")}, (), note, turned)
-    note = f"{Network.note}; found no points by structure: {reason}"
+        return Network(sites, {"": base.rstrip(".")}, (), note)
+    note = f"{Network.note}; found no points by structure: {reason}" if reason else Network.note
+    turned = tuple(f"{base}{p}" for p in _tokens_first(network))
     return Network(note=note, tokens_first=turned)
 
 
@@ -99,7 +97,10 @@ def _tokens_first(network: Any) -> list[str]:
     """Return the lists of modules whose items were seen to return (token, batch, ...) tensors."""
     if getattr(network, "main_input_name", "") != "input_ids":
         return []
-    ids = tokens(network)
+    try:
+        ids = tokens(network)
+    except ValueError:
+        return []  # its embeddings are of no known kind: nothing is claimed
     feed = {"input_ids": ids}
     if network.config.is_encoder_decoder:
         feed["decoder_input_ids"] = ids[:, 1:]

@@ -54,8 +54,14 @@ def _shapes(config: Any, name: str) -> list[tuple[int, ...]]:
 
 
 def tokens(network: nn.Module) -> Tensor:
-    """Return different token ids, without the one that pads."""
+    """Return different token ids, without the one that pads.
+
+    Raises:
+        ValueError: There is no embedding, so it is not known how many ids there are.
+    """
     sizes = [m.num_embeddings for m in network.modules() if isinstance(m, nn.Embedding)]
+    if not sizes:
+        raise ValueError("it has no embedding of token ids that is known here")
     pad = getattr(getattr(network, "config", None), "pad_token_id", None)
     words = [i for i in range(max(sizes)) if i != pad]
     device = next(network.parameters()).device
