@@ -360,14 +360,15 @@ ATTENTIONS = {
 }
 
 
-def eager(c: Case) -> Any:
-    """Return a copy of the network configured for eager attention, and the model of it."""
+def _eager_run(c: Case) -> tuple[Any, Any]:
+    """Return a copy of the network with eager attention, and what it returns with attentions."""
     twin = copy.deepcopy(c.network)
     try:
         twin.set_attn_implementation("eager")
-    except (ValueError, AttributeError) as error:
-        raise Nothing(f"no eager form: {error}") from error
-    return twin
+        with torch.no_grad():
+            return twin, twin(**c.feed, output_attentions=True)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise Nothing(f"no eager form with attentions: {_line(error)}") from error
 
 
 def attention(c: Case) -> None:
@@ -375,12 +376,7 @@ def attention(c: Case) -> None:
     stacks = _stacks(c, "attn_probs")
     if not stacks:
         raise Nothing("no probabilities")
-    twin = eager(c)
-    with torch.no_grad():
-        try:
-            out = twin(**c.feed, output_attentions=True)
-        except (TypeError, ValueError) as error:
-            raise Nothing(f"no output_attentions: {type(error).__name__}") from error
+    twin, out = _eager_run(c)
     other, checked = Model(twin), 0
     for stack, names in stacks.items():
         found = [getattr(out, f, None) for f in ATTENTIONS.get(stack, ("attentions",))]
@@ -395,10 +391,8 @@ def attention(c: Case) -> None:
         for kernel, m in (("configured", c.m), ("eager", other)):
             rec = m.run(c.feed, record=names)
             for name, wanted in zip(names, probs, strict=True):
-                x = rec[name]
-                if c.built.kind in SINKS_APART:
-                    x = x / x.sum(-1, keepdim=True)
-                close(x, wanted, f"{name} ({kernel})", 1e-5)
+                apart = rec[name].sum(-1, keepdim=True) if c.built.kind in SINKS_APART else 1.0
+                close(rec[name] / apart, wanted, f"{name} ({kernel})", 1e-5)
         checked += 1
     if not checked:
         raise Nothing("it returns no attentions")
