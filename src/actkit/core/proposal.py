@@ -102,6 +102,11 @@ class Proposal:
         sight, places = self.group, {}
         for point, child in (("attn_in", self._attention), ("mlp_in", self._mlp)):
             x = sight(child, "in") if child else None
+            if x is not None and x.shape != self._stream.shape:
+                self.reasons[point] = (
+                    f"it reads {tuple(x.shape[1:])}, which is not the stream's shape"
+                )
+                continue
             inner = (sight(p, "in") for p in sight.maps(child))
             if x is not None and any(same(y, x) or same(y, x.flatten(1, 2)) for y in inner):
                 places[point] = into(child)
