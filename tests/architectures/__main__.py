@@ -27,7 +27,8 @@ def main() -> int:
     args = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     if args.page:
-        page.write(page.load(FOLDER))
+        lost = {"reason": "not examined in this run"}
+        page.write(dict.fromkeys(types(), lost) | page.load(FOLDER))
         return 0
     index, number = map(int, args.slice.split("/"))
     names = args.types or [k for i, k in enumerate(types()) if i % number == index]

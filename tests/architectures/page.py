@@ -71,7 +71,7 @@ def write(results: dict[str, dict[str, Any]]) -> None:
     lines += _table(["type", *POINTS], rows)
     lines += ["\n## Reasons\n", *notes.lines()]
     others = {k: r["reason"] for k, r in results.items() if "cells" not in r}
-    lines += ["\n## Not examined\n", "No tiny network of these types can be built here.\n"]
+    lines += ["\n## Not examined\n", "No tiny network of these types was built, or none in time.\n"]
     lines += _table(["type", "reason"], [[k, _safe(why)] for k, why in others.items()])
     PAGE.write_text("\n".join(lines) + "\n")
 
