@@ -123,6 +123,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     },
     "convnext": {"hidden_sizes": [12, 16, 20, 24], "depths": [1, 2, 2, 1], "image_size": 64},
     "janus": {"vq_config.base_channels": 32, "vq_config.channel_multiplier": [1, 1, 1, 1, 1]},
+    "zaya": {"num_experts_per_tok": 1},
     "llama4": {"class": "Llama4ForConditionalGeneration"},
     "mamba2": {"num_heads": 8, "head_dim": 12, "n_groups": 2},
     "ministral": {"head_dim": 12},
@@ -214,5 +215,6 @@ KNOWN_WRONG: dict[str, dict[str, str]] = {
     "squeezebert": {"batch": FRAME, "sweep": FRAME},
     "trocr": {"batch": PADDING},
     "xlnet": {"generation": PHASE},
+    "yoso": {"batch": PADDING},
 }
 """Type to checks that are known to be wrong, each with the reason; empty is the aim."""
