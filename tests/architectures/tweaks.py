@@ -214,7 +214,9 @@ KNOWN_WRONG: dict[str, dict[str, str]] = {
     "speecht5": {"restored": ROUNDED},
     "squeezebert": {"batch": FRAME, "sweep": FRAME},
     "trocr": {"batch": PADDING},
+    "xlm": {"generation": PHASE},
     "xlnet": {"generation": PHASE},
     "yoso": {"batch": PADDING},
+    "zaya": {"sweep": SHARING},
 }
 """Type to checks that are known to be wrong, each with the reason; empty is the aim."""
