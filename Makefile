@@ -1,7 +1,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run weights test versions check evidence bench leaderboard docs browser clean
+.PHONY: help run weights test versions check evidence architectures bench leaderboard docs browser clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -39,6 +39,13 @@ evidence: $(INSTALLED) ## measure all papers, write docs/evidence.*; TESTS=tests
 	status=0; OMP_NUM_THREADS=1 $(BIN)/pytest -m paper -n $(JOBS) --dist worksteal \
 		--evidence=build/evidence $(or $(TESTS),tests) || status=$$?; \
 	$(BIN)/python -m actkit.evidence build/evidence $(if $(TESTS),--keep); \
+	exit $$status
+
+architectures: $(INSTALLED) ## examine every type of network in transformers, write docs/architectures.md
+	rm -rf build/architectures
+	status=0; seq 0 $$(($(JOBS) - 1)) | OMP_NUM_THREADS=1 xargs -P $(JOBS) -I{} \
+		$(BIN)/python -m tests.architectures --slice {}/$(JOBS) || status=$$?; \
+	$(BIN)/python -m tests.architectures --page; \
 	exit $$status
 
 bench: $(INSTALLED) ## measure speed against the limits, write bench/results.md

@@ -315,5 +315,5 @@ def test_items_of_outputs_are_counted(m: Model) -> None:
     moved = m.run(rows, edits=[ak.scale("model:out.0", 2.0)], logits=True).logits
     assert moved is not None
     assert_close(moved, net.lm_head(hidden * 2))
-    with pytest.raises(SiteError, match=r"layers.0:out is a tensor and has no item 0: leave .0"):
+    with pytest.raises(SiteError, match=r"layers\.0:out has no item 0, it is a tensor: leave \.0"):
         m.run(rows, record="model.layers.0:out.0")

@@ -12,6 +12,7 @@ from torch import nn
 
 from actkit.core.axes import AxesByModule
 from actkit.core.errors import SiteError
+from actkit.core.layout import Layout
 from actkit.core.reach import reached_modules, submodule, why_not_reached
 from actkit.core.sites import POINTS, Place, Site, Sites
 
@@ -88,6 +89,7 @@ class Addresses:
         sites: Iterable[Site],
         prefixes: Iterable[str],
         axes: Mapping[str, str] | None = None,
+        tokens_first: Iterable[str] = (),
     ) -> None:
         """Index the sites of the network's tables; `prefixes` may stand in front of their names.
 
@@ -96,7 +98,9 @@ class Addresses:
             sites: All sites of its tables.
             prefixes: What may stand in front of their names.
             axes: What the user told of the axes of modules' tensors, by site name or pattern.
+            tokens_first: Paths below which tensors are (token, batch, ...).
         """
+        self._tokens_first = tuple(f"{p}." for p in tokens_first)
         self._module, self._axes = module, AxesByModule(module, axes)
         self._sites = {s.name: s for s in sites}
         self._prefixes = tuple(f"{p}." for p in prefixes if p)
@@ -213,7 +217,8 @@ class Addresses:
             raise SiteError(self._unknown(name)) from error
         items = tuple(int(i) if i.isdigit() else i for i in match["items"].split(".")[1:])
         call = None if match["call"] is None else int(match["call"])
-        place = Place(match["path"], match["side"], items, call=call, fleeting=True)
+        layout = Layout(tokens_first=match["path"].startswith(self._tokens_first))
+        place = Place(match["path"], match["side"], items, layout, call=call, fleeting=True)
         known, own = self._axes.at(name, place.path, items), place.path
         others = tuple(p for p in self._paths[id(submodule(self._module, own))] if p != own)
         return Site(name, None, name, place=place, known=known, others=others)

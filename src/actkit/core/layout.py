@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from actkit.core.errors import SiteError
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -20,6 +22,7 @@ class Layout:
         slot: (index, number) for fused projections that are interleaved inside each head.
         flat: Batch and tokens share the first axis and are split again.
         channels_first: The tensor is an image (B, D, Y, X), its tokens are the pixels.
+        tokens_first: Tokens stand on the first axis and the batch on the second, (T, B, ...).
     """
 
     span: tuple[int, int] | None = None
@@ -27,9 +30,21 @@ class Layout:
     slot: tuple[int, int] | None = None
     flat: bool = False
     channels_first: bool = False
+    tokens_first: bool = False
 
     def get(self, x: Tensor, batch: int) -> Tensor:
-        """Return the point's (B, T, ...) view of the module's tensor."""
+        """Return the point's (B, T, ...) view of the module's tensor.
+
+        Raises:
+            SiteError: The second axis of a tensor with its tokens first does not hold the batch.
+        """
+        if self.tokens_first:
+            if x.dim() < 3 or x.shape[1] != (batch or x.shape[1]):
+                raise SiteError(
+                    f"in this stack tensors are (token, batch, ...) and the batch has {batch} "
+                    f"rows, got shape {tuple(x.shape)}: read another module of it"
+                )
+            x = x.transpose(0, 1)
         if self.channels_first:
             x = x.flatten(2).transpose(1, 2)
         if self.flat:

@@ -76,7 +76,9 @@ class Model:
         self._note = network.note
         self._roots = network.roots or {}
         self.shares: dict[Any, bool] = {}
-        self._addresses = Addresses(module, network.sites, network.prefixes, axes)
+        self._addresses = Addresses(
+            module, network.sites, network.prefixes, axes, network.tokens_first
+        )
 
     def __repr__(self) -> str:
         """Return name, class and size."""

@@ -7,15 +7,28 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from actkit.core.architectures import tables
 from actkit.core.compat import body_name
-from actkit.core.sites import Site, Stack, stack_sites
+from actkit.core.context import ForwardContext
+from actkit.core.readable import tokens
+from actkit.core.sight import watched
+from actkit.core.sites import Place, Site, Stack, stack_sites
 from actkit.core.structure import found_stack
+from actkit.core.taps import Tap
 
 REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 """What a network of which nothing is known may raise when it is handed two rows of tokens."""
+
+INPUTS = ("input_ids", "pixel_values", "input_values", "input_features")
+"""Main inputs of which two rows can be made up."""
+
+MOST_KINDS = 3
+"""Classes of blocks that one stack may have: hybrids have two."""
+
+MOST_TRIED = 3
+"""Lists of blocks in which a stream is looked for, the longest first."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +40,14 @@ class Network:
         roots: Path of each stack's module, by the stack's name.
         prefixes: Prefixes that may be left out, since there is one stack.
         note: How the points were found.
+        tokens_first: Paths of the lists of blocks below which tensors are (token, batch, ...).
     """
 
     sites: tuple[Site, ...] = ()
     roots: dict[str, str] | None = None
     prefixes: tuple[str, ...] = ()
     note: str = "no table for this network: sites are module paths, path:in and path:out"
+    tokens_first: tuple[str, ...] = ()
 
 
 def find(module: nn.Module) -> Network:
@@ -62,25 +77,55 @@ def find(module: nn.Module) -> Network:
 
 
 def _by_structure(network: nn.Module, base: str) -> Network:
-    """Return what a network without a table shows of its structure when it reads tokens."""
-    lists = _block_lists(network)
-    if not lists or not _takes_tokens(network):
-        return Network()
-    path = max(lists, key=lambda p: len(lists[p]))
-    number, kind = len(lists[path]), type(lists[path][0]).__name__
+    """Return what a network without a table shows of its structure when it reads two rows."""
+    lists = _block_lists(network) if _reads(network) else {}
+    reason = ""
+    for path in sorted(lists, key=lambda p: -len(lists[p]))[:MOST_TRIED]:
+        number = len(lists[path])
+        try:
+            stack = found_stack(network, f"{path}.{{}}", number)
+        except REFUSALS as error:
+            reason = reason or (str(error) or type(error).__name__).splitlines()[0]
+            continue
+        sites = tuple(stack_sites(stack, base))
+        points = ", ".join(dict.fromkeys(s.name.partition(".")[0] for s in sites if not s.refused))
+        kinds = " and ".join(dict.fromkeys(type(m).__name__ for m in lists[path]))
+        note = f"found by structure: {number} blocks of {kinds} at {base}{path} with {points}"
+        return Network(sites, {"": base.rstrip(".")}, (), note)
+    note = f"{Network.note}; found no points by structure: {reason}" if reason else Network.note
+    turned = tuple(f"{base}{p}" for p in _tokens_first(network))
+    return Network(note=note, tokens_first=turned)
+
+
+def _tokens_first(network: Any) -> list[str]:
+    """Return the lists of modules whose items were seen to return (token, batch, ...) tensors."""
+    if getattr(network, "main_input_name", "") != "input_ids":
+        return []
     try:
-        stack = found_stack(network, f"{path}.{{}}", number)
-    except REFUSALS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        return Network(note=f"{Network.note}; found no points by structure: {reason}")
-    sites = tuple(stack_sites(stack, base))
-    points = ", ".join(dict.fromkeys(s.name.partition(".")[0] for s in sites if not s.refused))
-    note = f"found by structure: {number} blocks of {kind} at {base}{path} with {points}"
-    return Network(sites, {"": base.rstrip(".")}, (), note)
+        ids = tokens(network)
+    except ValueError:
+        return []  # its embeddings are of no known kind: nothing is claimed
+    feed = {"input_ids": ids}
+    if network.config.is_encoder_decoder:
+        feed["decoder_input_ids"] = ids[:, 1:]
+    shapes = {(x.shape[1], x.shape[0]) for x in feed.values()}
+    found: dict[str, None] = {}
+
+    def look(site: Site, x: Tensor, _: ForwardContext) -> None:
+        if x.dim() == 3 and tuple(x.shape[:2]) in shapes:
+            found[site.name] = None
+
+    lists = [p for p, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    taps = [Tap(Site(p, place=Place(f"{p}.0", "out")), read=look) for p in lists]
+    try:
+        watched(network, taps, feed)
+    except REFUSALS:
+        return []  # it cannot be called so: nothing is claimed
+    return [*found]
 
 
 def _block_lists(network: nn.Module) -> dict[str, nn.ModuleList]:
-    """Return the lists of blocks of one class, outermost ones only, by path.
+    """Return the lists of blocks, outermost ones only, by path.
 
     In a network of several kinds of inputs only those of its language model are looked at.
     """
@@ -97,16 +142,17 @@ def _block_lists(network: nn.Module) -> dict[str, nn.ModuleList]:
 
 
 def _are_blocks(modules: nn.ModuleList) -> bool:
-    """Say whether a list holds modules of one class that have children."""
-    return len({type(m) for m in modules}) == 1 and any(True for _ in modules[0].children())
+    """Say whether a list holds modules that have children, of one class or a few."""
+    few = len({type(m) for m in modules}) <= MOST_KINDS
+    return few and len(modules) > 0 and all(any(True for _ in m.children()) for m in modules)
 
 
-def _takes_tokens(network: Any) -> bool:
-    """Say whether a network is made to be called with token ids and nothing else."""
+def _reads(network: Any) -> bool:
+    """Say whether a network is made to be called with one of ids, images or sound alone."""
     if getattr(getattr(network, "config", None), "is_encoder_decoder", False):
         return False
     if hasattr(type(network), "base_model_prefix"):
-        return bool(network.main_input_name == "input_ids")
+        return network.main_input_name in INPUTS
     needed = [
         p
         for p in inspect.signature(network.forward).parameters.values()

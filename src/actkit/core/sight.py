@@ -1,9 +1,9 @@
-"""What flows through an unknown decoder while it reads two rows of tokens: the numbers of a check.
+"""What flows through an unknown network while it reads two rows: the numbers of a check.
 
-Shapes: L blocks, B batch, T tokens, D width.
+Shapes: L blocks, B batch, T tokens, H heads, S keys, K head width, D width.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from actkit.core.context import ForwardContext
-from actkit.core.forms import device_of
 from actkit.core.hooks import Hooks
+from actkit.core.mixes import Mixes
+from actkit.core.readable import readable
 from actkit.core.sites import Place, Site
 from actkit.core.taps import Tap
-
-ROWS, LENGTH = 2, 5
 
 
 class Sight:
@@ -27,37 +26,128 @@ class Sight:
 
     Attributes:
         network: The network.
-        block: Its first block.
-        children: The block's own children, without dropouts.
+        blocks: The paths of its blocks.
         outer: Embeddings and norms outside of the blocks, by their path.
-        ids: The tokens that it read.
+        feed: What it read, by argument; "" where the argument has no name.
         output: What the network returned.
+        again: Whether a block ran more than once.
     """
 
     def __init__(self, network: nn.Module, blocks: str, number: int) -> None:
         """Run the network; `blocks` is their path with "{}" where the index goes."""
-        self.network, self.ids = network, tokens(network)
-        self.block = network.get_submodule(blocks.format(0))
-        self._blocks = [blocks.format(i) for i in range(number)]
-        self._inner = {p: m for p, m in self.block.named_modules() if _tells(p, m)}
-        self.children = {p: m for p, m in self._inner.items() if p and "." not in p}
+        self.network, self.feed = network, fed(network)
+        self.blocks = [blocks.format(i) for i in range(number)]
+        self.inner = [_told(network.get_submodule(b)) for b in self.blocks]
         self.outer = {
             p: m
             for p, m in network.named_modules()
             if not p.startswith(blocks.partition("{")[0])
             and (isinstance(m, nn.Embedding) or is_norm(m))
         }
+        self.again = False
         self._values: dict[str, Tensor] = {}
         self._flowed: dict[str, tuple[Tensor, int]] = {}
         known = {path for path, _ in network.named_modules()}
-        inside = (self._path(b, p) for b in self._blocks for p in self._inner)
+        pairs = zip(self.blocks, self.inner, strict=True)
+        inside = (_path(b, p) for b, inner in pairs for p in inner)
         paths = [p for p in (*inside, *self.outer) if p in known]
         sites = [Site(f"{p}:{s}", place=Place(p, s)) for p in paths for s in ("in", "out")]
-        self.output = watched(network, [Tap(s, read=self._keep) for s in sites])
+        taps = [Tap(s, read=self._keep) for s in sites]
+        taps += [Tap(s, read=self._note_again) for s in self._second_calls()]
+        self._seen = Mixes(len(self.read))
+        self._mixed: dict[str, int] = {}
+        with self._seen:
+            self.output = watched(network, taps, self.feed)
+
+    @property
+    def read(self) -> Tensor:
+        """Return what the network read: its token ids, or the images or the sound."""
+        return next(iter(self.feed.values()))
+
+    @property
+    def ids(self) -> Tensor | None:
+        """Return the token ids that the network read, if it reads any."""
+        return None if self.read.is_floating_point() else self.read
+
+    @property
+    def ran(self) -> list[int]:
+        """Return which blocks ran, in order."""
+        return [i for i, b in enumerate(self.blocks) if self.value(b, "out") is not None]
+
+    def groups(self) -> list["Group"]:
+        """Return the blocks that ran in groups of those that are built alike."""
+        alike: dict[Any, list[int]] = {}
+        for i in self.ran:
+            path, inner = self.blocks[i], self.inner[i]
+            kind = type(self.network.get_submodule(path))
+            build = tuple((p, type(m), *(w.shape for w in _weights(m))) for p, m in inner.items())
+            alike.setdefault((kind, build), []).append(i)
+        return [Group(self, indices) for indices in alike.values()]
+
+    def value(self, path: str, side: str) -> Tensor | None:
+        """Return what flowed at a path; None if nothing did."""
+        return self._values.get(f"{path}:{side}")
+
+    def mixes(self, path: str) -> list[Tensor]:
+        """Return what heads made of values, (B, H, T, K), while a module ran."""
+        begun, ended = (self._mixed.get(f"{path}:{side}", 0) for side in ("in", "out"))
+        return self._seen.found[begun:ended]
+
+    def logits(self, words: int) -> tuple[tuple[int | str, ...], Tensor | None]:
+        """Return the way to the logits in the output, and the logits; None if there are none.
+
+        What goes by no name must have one entry for each of the words that have embeddings.
+        """
+        if self.ids is None:
+            return (), None
+        named = getattr(self.output, "logits", None)
+        first = self.output[0] if isinstance(self.output, tuple) else None
+        ways: list[tuple[tuple[int | str, ...], Any]] = [(("logits",), named)]
+        ways += [((), self.output), ((0,), first)]
+        for way, x in ways:
+            fits = isinstance(x, Tensor) and x.dim() == 3 and x.shape[:2] == self.ids.shape
+            if fits and (way == ("logits",) or x.shape[2] == words):
+                return way, x
+        return (), None
+
+    def overwritten(self, paths: Iterable[str], side: str) -> bool:
+        """Say whether the network overwrote what flowed at one of the paths."""
+        names = [f"{p}:{side}" for p in paths]
+        flowed = [self._flowed[n] for n in names if n in self._flowed]
+        return any(x._version != version for x, version in flowed)
+
+    def _second_calls(self) -> list[Site]:
+        return [Site(f"{b}:out#1", place=Place(b, "out", call=1)) for b in self.blocks]
+
+    def _note_again(self, *_: Any) -> None:
+        self.again = True
+
+    def _keep(self, site: Site, x: Tensor, _: ForwardContext) -> None:
+        self._values[site.name] = x.clone()
+        self._flowed[site.name] = (x, x._version)
+        self._mixed[site.name] = len(self._seen.found)
+
+
+class Group:
+    """Blocks that are built alike, and what flowed through them.
+
+    Attributes:
+        indices: Which blocks.
+        block: The first of them.
+        children: The block's own children, without dropouts.
+    """
+
+    def __init__(self, sight: Sight, indices: Sequence[int]) -> None:
+        """Look at some blocks of a run."""
+        self.sight, self.indices = sight, tuple(indices)
+        self._paths = [sight.blocks[i] for i in indices]
+        self._inner: Mapping[str, nn.Module] = sight.inner[indices[0]]
+        self.block = sight.network.get_submodule(self._paths[0])
+        self.children = {p: m for p, m in self._inner.items() if p and "." not in p}
 
     def __call__(self, path: str, side: str) -> Tensor | None:
-        """Return what flowed at a path of all blocks, (L, B, T, ...); None unless in each."""
-        found = [self._values.get(f"{self._path(b, path)}:{side}") for b in self._blocks]
+        """Return what flowed at a path of all these blocks, (L, B, T, ...); None unless in each."""
+        found = [self.sight.value(_path(b, path), side) for b in self._paths]
         present = [x for x in found if x is not None]
         if len(present) < len(found) or len({x.shape for x in present}) > 1:
             return None
@@ -78,37 +168,28 @@ class Sight:
         below = {p: m for p, m in self._inner.items() if p.startswith(f"{child}.")}
         return [m for m in below.values() if not [*m.parameters()]]
 
-    def logits(self, words: int) -> tuple[tuple[int | str, ...], Tensor | None]:
-        """Return the way to the logits in the output, and the logits; None if there are none.
+    def mix(self, child: str) -> Tensor | None:
+        """Return what the heads of a child made of values, (L, B, H, T, K); None if that varies."""
+        found = [self.sight.mixes(_path(b, child)) for b in self._paths]
+        if any(len(m) != 1 for m in found) or len({m[0].shape for m in found}) > 1:
+            return None
+        return torch.stack([m[0] for m in found])
 
-        What goes by no name must have one entry for each of the words that have embeddings.
-        """
-        named = getattr(self.output, "logits", None)
-        first = self.output[0] if isinstance(self.output, tuple) else None
-        ways: list[tuple[tuple[int | str, ...], Any]] = [(("logits",), named)]
-        ways += [((), self.output), ((0,), first)]
-        for way, x in ways:
-            fits = isinstance(x, Tensor) and x.dim() == 3 and x.shape[:2] == self.ids.shape
-            if fits and (way == ("logits",) or x.shape[2] == words):
-                return way, x
-        return (), None
-
-    def outside(self, path: str, side: str) -> Tensor | None:
-        """Return what flowed at a path outside of the blocks."""
-        return self._values.get(f"{path}:{side}")
-
-    def fleeting(self, place: Place) -> bool:
+    def overwritten(self, place: Place) -> bool:
         """Say whether the network overwrote what flowed at a place of any block."""
-        names = [f"{self._path(b, place.path)}:{place.side}" for b in self._blocks]
-        flowed = [self._flowed[n] for n in names if n in self._flowed]
-        return any(x._version != version for x, version in flowed)
+        return self.sight.overwritten((_path(b, place.path) for b in self._paths), place.side)
 
-    def _keep(self, site: Site, x: Tensor, _: ForwardContext) -> None:
-        self._values[site.name] = x.clone()
-        self._flowed[site.name] = (x, x._version)
 
-    def _path(self, block: str, path: str) -> str:
-        return f"{block}.{path}".rstrip(".")
+def _told(block: nn.Module) -> dict[str, nn.Module]:
+    return {p: m for p, m in block.named_modules() if _tells(p, m)}
+
+
+def _weights(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False)]
+
+
+def _path(block: str, path: str) -> str:
+    return f"{block}.{path}".rstrip(".")
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -130,28 +211,25 @@ def _tells(path: str, module: nn.Module) -> bool:
     return "." not in path or is_map(module) or not (holds or [*module.children()])
 
 
-def watched(network: nn.Module, taps: Iterable[Tap]) -> Any:
-    """Let a network read tokens under taps, in evaluation mode; return what it returned."""
-    ids = tokens(network)
+def fed(network: nn.Module) -> dict[str, Tensor]:
+    """Return two rows that a network can read, by argument."""
+    return readable(network, lambda feed: watched(network, [], feed))
+
+
+def watched(
+    network: nn.Module, taps: Iterable[Tap], feed: Mapping[str, Tensor] | None = None
+) -> Any:
+    """Let a network read under taps, in evaluation mode; return what it returned."""
+    feed = fed(network) if feed is None else feed
     with (
         _evaluating(network),
         torch.random.fork_rng(devices=[]),
         torch.no_grad(),
         Hooks(network, taps, {"": ""}),
     ):
-        if hasattr(type(network), "base_model_prefix"):
-            return network(input_ids=ids)
-        return network(ids)
-
-
-def tokens(network: nn.Module) -> Tensor:
-    """Return different token ids, without the one that pads."""
-    sizes = [m.num_embeddings for m in network.modules() if isinstance(m, nn.Embedding)]
-    pad = getattr(getattr(network, "config", None), "pad_token_id", None)
-    words = [i for i in range(max(sizes)) if i != pad]
-    device = device_of(network)
-    ids = [words[(3 + 7 * i) % len(words)] for i in range(ROWS * LENGTH)]
-    return torch.tensor(ids, device=device).view(ROWS, LENGTH)
+        if "" in feed:
+            return network(feed[""])
+        return network(**feed)
 
 
 @contextmanager
