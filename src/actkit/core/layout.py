@@ -20,6 +20,7 @@ class Layout:
         slot: (index, number) for fused projections that are interleaved inside each head.
         flat: Batch and tokens share the first axis and are split again.
         channels_first: The tensor is an image (B, D, Y, X), its tokens are the pixels.
+        channels_last: The tensor is an image (B, Y, X, D), its tokens are the pixels.
     """
 
     span: tuple[int, int] | None = None
@@ -27,11 +28,14 @@ class Layout:
     slot: tuple[int, int] | None = None
     flat: bool = False
     channels_first: bool = False
+    channels_last: bool = False
 
     def get(self, x: Tensor, batch: int) -> Tensor:
         """Return the point's (B, T, ...) view of the module's tensor."""
         if self.channels_first:
             x = x.flatten(2).transpose(1, 2)
+        if self.channels_last:
+            x = x.flatten(1, 2)
         if self.flat:
             x = x.view(batch, -1, *x.shape[1:])
         if self.span is not None:

@@ -4,6 +4,7 @@
 """
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,12 +41,10 @@ def find(module: nn.Module) -> Network:
     path, inner = next(named, ("", module))
     config: Any = getattr(inner, "config", None)
     table = tables().get(str(getattr(config, "model_type", "")))
-    prefix = getattr(inner, "base_model_prefix", "")
-    base = f"{path}." if path else ""
-    base += f"{prefix}." if prefix and hasattr(inner, prefix) else ""
+    above = f"{path}." if path else ""
     if table is None:
-        return _by_structure(inner, f"{path}." if path else "")
-    stacks = [s for s in table(config) if _present(module, f"{base}{s.root}".rstrip("."), s)]
+        return _by_structure(inner, above)
+    base, stacks = _stacks(module, inner, above, table(config))
     if not stacks:
         return Network()
     has_head = _has_head(inner)
@@ -55,6 +54,22 @@ def find(module: nn.Module) -> Network:
     roots = {s.name: f"{base}{s.root}".rstrip(".") for s in stacks}
     prefixes = tuple(s.alias for s in stacks if s.alias)
     return Network(sites, roots, prefixes, f"points from the table of {config.model_type}")
+
+
+def _stacks(
+    module: nn.Module, inner: nn.Module, above: str, told: Sequence[Stack]
+) -> tuple[str, list[Stack]]:
+    """Return the base model's path, and those of a table's stacks that it has.
+
+    A base model may have a child of its own prefix's name, as DINOv3 has, and is then its own base.
+    """
+    prefix = getattr(inner, "base_model_prefix", "")
+    below = [f"{above}{prefix}."] if prefix and hasattr(inner, prefix) else []
+    for base in (*below, above):
+        stacks = [s for s in told if _present(module, f"{base}{s.root}".rstrip("."), s)]
+        if stacks:
+            return base, stacks
+    return above, []
 
 
 def _by_structure(network: nn.Module, base: str) -> Network:

@@ -1,11 +1,14 @@
-"""ViT: pre-norm blocks over patches and a class token, which is row 0."""
+"""ViT and DeiT: pre-norm blocks over patches and a class token, which is row 0.
+
+In DeiT row 1 is the distillation token.
+"""
 
 from typing import Any
 
 from actkit.core.architectures._reasons import CLASSES
 from actkit.core.sites import Place, Stack, into, out
 
-MODEL_TYPES = ("vit",)
+MODEL_TYPES = ("vit", "deit")
 
 
 def stacks(config: Any) -> tuple[Stack, ...]:
