@@ -70,10 +70,10 @@ def test_flat_states_attentions_and_sums(flat: tuple[str, Model, int]) -> None:
         tokens = 9 if site.name == "embeddings" else 9 + before
         assert rec.rows_of(site.name).valid.shape == (2, tokens)
     base: Any = getattr(m.module, m.module.base_model_prefix, m.module)
-    own = m.module if name.startswith("dinov3") else base
+    own: Any = m.module if name.startswith("dinov3") else base
     with torch.no_grad():
-        close(own.get_submodule("norm" if own is m.module else "layernorm")(rec["resid_post.2"]),
-              rec["final_norm"])  # fmt: skip
+        norm = own.norm if name.startswith("dinov3") else own.layernorm
+        close(norm(rec["resid_post.2"]), rec["final_norm"])
         patches = own.embeddings.patch_embeddings(pixels())
         patches = patches.flatten(2).transpose(1, 2) if patches.dim() == 4 else patches
     assert rec["embeddings"].equal(patches)
@@ -226,9 +226,7 @@ STEPPED: dict[str, Callable[[], nn.Module]] = {
     "convnextv2": lambda: tf.ConvNextV2Model(
         tf.ConvNextV2Config(num_stages=2, patch_size=4, drop_path_rate=0.3, **STAGES)
     ),
-    "dinov3_convnext": lambda: tf.DINOv3ConvNextModel(
-        tf.DINOv3ConvNextConfig(num_stages=2, **STAGES)
-    ),
+    "dinov3_convnext": lambda: tf.DINOv3ConvNextModel(tf.DINOv3ConvNextConfig(**STAGES)),
     "swin": lambda: tf.SwinModel(tf.SwinConfig(**SWIN)),
     "swin-classifier": lambda: tf.SwinForImageClassification(tf.SwinConfig(**SWIN)),
     "swinv2": lambda: tf.Swinv2Model(tf.Swinv2Config(**SWIN)),
