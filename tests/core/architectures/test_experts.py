@@ -81,7 +81,7 @@ NETWORKS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         },
     ),
 }
-SPARSE = {name: (0, 1, 2) for name in NETWORKS} | {
+SPARSE = dict.fromkeys(NETWORKS, (0, 1, 2)) | {
     "glm4_moe": (1, 2),
     "deepseek_v2": (1, 2),
     "deepseek_v3": (1, 2),
@@ -259,13 +259,13 @@ def test_edited_logits_choose_anew_by_the_routers_own_rule(opened: tuple[str, Mo
 
 
 def test_edited_weights_and_hidden_act_as_by_hand(opened: tuple[str, Model]) -> None:
-    """Half the weights halve what experts add (what they read in Llama 4); so does half of hidden."""
+    """Half of the weights or of hidden halves what experts add (in Llama 4 what they read)."""
     name, m = opened
     i = SPARSE[name][-1]
     points = [f"{p}.{i}" for p in ("mlp_in", "router_logits", "expert_hidden", "mlp_out")]
     plain = m.run(ROWS, points)
     own = mlp(name, m, i)
-    shared = next((getattr(own, s) for s in ("shared_experts", "shared_expert") if hasattr(own, s)), None)  # fmt: skip
+    shared = getattr(own, "shared_experts", getattr(own, "shared_expert", None))
     with torch.no_grad():
         beside = 0.0 if shared is None else shared(plain[points[0]])
     experts = plain[points[3]] - beside
@@ -292,7 +292,7 @@ def test_edited_weights_and_hidden_act_as_by_hand(opened: tuple[str, Model]) -> 
 
 
 def test_edits_move_and_generate_as_hooks(opened: tuple[str, Model]) -> None:
-    name, m = opened
+    _, m = opened
     parity.check_edits(m, ROWS[:1])
     by_hand.check_add_is_a_hook(m, ROWS, "resid_post.1")
     batch = m.encode(ROWS)
@@ -302,7 +302,7 @@ def test_edits_move_and_generate_as_hooks(opened: tuple[str, Model]) -> None:
 
 
 def test_rows_of_a_ragged_batch_are_those_of_single_prompts(opened: tuple[str, Model]) -> None:
-    name, m = opened
+    _, m = opened
     names = [s.name for s in m.sites()]
     rec = m.run(ROWS, names)
     for b, row in enumerate(ROWS):

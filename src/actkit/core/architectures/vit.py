@@ -1,6 +1,6 @@
-"""ViT and DeiT: pre-norm blocks over patches and a class token, which is row 0.
+"""ViT, DeiT and AST: pre-norm blocks over patches and a class token, which is row 0.
 
-In DeiT row 1 is the distillation token.
+In DeiT and AST row 1 is the distillation token. AST's patches are of a spectrogram.
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from actkit.core.architectures._reasons import CLASSES
 from actkit.core.sites import Place, Stack, into, out
 
-MODEL_TYPES = ("vit", "deit")
+MODEL_TYPES = ("vit", "deit", "audio-spectrogram-transformer")
 
 
 def stacks(config: Any) -> tuple[Stack, ...]:
@@ -24,7 +24,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
             head_width=config.hidden_size // heads,
             hidden=config.intermediate_size,
             attention="attention",
-            alias="vision",
+            alias="vision" if config.model_type != "audio-spectrogram-transformer" else "audio",
             places={
                 "embeddings": out("embeddings.patch_embeddings"),
                 "resid_pre": into(""),
