@@ -352,6 +352,6 @@ def test_minimax_refuses_what_it_multiplies() -> None:
     _, config, own = NETWORKS["minimax"]
     scaled = config(**{**SIZES, **own, "full_attn_beta_factor": 2.0})
     m = Model(randomised(tf.MiniMaxForCausalLM(scaled)))
-    with pytest.raises(SiteError, match="adds it 2.0 times"):
+    with pytest.raises(SiteError, match=r"adds it 2\.0 times"):
         m.sites("attn_out.1")
     assert m.sites("attn_out.0")

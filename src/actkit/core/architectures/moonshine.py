@@ -23,7 +23,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
 
 
 def _frames(_: Any, lengths_B: Tensor) -> Tensor:
-    """Return how many rows the encoder's own mask lets so many samples fill: each stride's first."""
+    """Return how many rows so many samples fill, by the mask that the encoder itself thins out."""
     return (lengths_B + _STRIDE - 1) // _STRIDE
 
 
