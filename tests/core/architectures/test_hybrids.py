@@ -89,8 +89,9 @@ def gemma4(**own: Any) -> Any:
 
 
 def mllama() -> Any:
-    sizes = {**SIZES, "cross_attention_layers": [1], "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}  # fmt: skip
-    return tf.MllamaForCausalLM(tf.MllamaTextConfig(**sizes))
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    config = tf.MllamaTextConfig(**SIZES, cross_attention_layers=[1], rope_parameters=rope)
+    return tf.MllamaForCausalLM(config)
 
 
 def phi4() -> Any:
