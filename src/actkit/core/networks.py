@@ -61,11 +61,13 @@ def _stacks(
 ) -> tuple[str, list[Stack]]:
     """Return the base model's path, and those of a table's stacks that it has.
 
-    A base model may have a child of its own prefix's name, as DINOv3 has, and is then its own base.
+    Mostly the base model is the child that the network's prefix names. But a base model may have a
+    child of that name itself (DINOv3), or be a child of another name (Llama 4's language model).
     """
     prefix = getattr(inner, "base_model_prefix", "")
-    below = [f"{above}{prefix}."] if prefix and hasattr(inner, prefix) else []
-    for base in (*below, above):
+    named = [prefix] if prefix and hasattr(inner, prefix) else []
+    children = [name for name, _ in inner.named_children()]
+    for base in (*(f"{above}{n}." for n in named), above, *(f"{above}{n}." for n in children)):
         stacks = [s for s in told if _present(module, f"{base}{s.root}".rstrip("."), s)]
         if stacks:
             return base, stacks
