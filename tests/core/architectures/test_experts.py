@@ -220,7 +220,7 @@ def test_sites_states_and_sums(opened: tuple[str, Model]) -> None:
 
 
 def _check_probs_with_sinks(m: Model) -> None:
-    """Hold that probabilities are the network's own, where a sink takes its share of each softmax."""
+    """Hold that probabilities are the network's own, less the share of each softmax's sink."""
     rec = m.run(ROWS, ["attn_*.*"])
     wanted = parity.reference(parity.eager(m.module), m, ROWS, output_attentions=True).attentions
     for i, probs in enumerate(wanted):

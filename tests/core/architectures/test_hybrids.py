@@ -90,7 +90,8 @@ def gemma4(**own: Any) -> Any:
 
 def mllama() -> Any:
     rope = {"rope_type": "default", "rope_theta": 1e4}
-    config = tf.MllamaTextConfig(**SIZES, cross_attention_layers=[1], rope_parameters=rope)
+    sizes = {**SIZES, "bos_token_id": 1, "eos_token_id": 2}
+    config = tf.MllamaTextConfig(**sizes, cross_attention_layers=[1], rope_parameters=rope)
     return tf.MllamaForCausalLM(config)
 
 

@@ -30,7 +30,9 @@ def stacks(config: Any) -> tuple[Stack, ...]:
 
 
 def _language(config: Any) -> Stack:
-    (stack,) = gemma.stacks(config)
+    # what differs by block is told by the blocks' own configs only
+    (stack,) = gemma.stacks(config.per_layer_config[0])
+    stack = replace(stack, num_blocks=config.num_hidden_layers)
     if config.enable_moe_block:
         stack = _beside_experts(config, stack)
     blocks = {i: _block(config, stack, i) for i in range(config.num_hidden_layers)}
