@@ -81,14 +81,15 @@ class RouterSocket:
     def _route(self, logits_NE: Tensor, like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return what the router makes of logits, in the form and types of what it returned."""
         stand_in: Any = copy(self._router)
-        num_experts = logits_NE.shape[-1]
-        same_EE = torch.eye(num_experts, dtype=logits_NE.dtype, device=logits_NE.device)
+        num_experts, dtype = logits_NE.shape[-1], logits_NE.dtype
+        same_EE = torch.eye(num_experts, dtype=dtype, device=logits_NE.device)
         none = {
             k: torch.zeros_like(v) for k, v in self._router._parameters.items() if v is not None
         }
         stand_in.__dict__["_parameters"] = {**none, "weight": same_EE}
         stand_in.__dict__["hidden_dim"] = num_experts
-        routed = stand_in.forward(logits_NE)
+        # the class's own: what others put into the instance speaks of the router itself
+        routed = type(stand_in).forward(stand_in, logits_NE)
         item = _logits_item(like)
         return tuple(
             logits_NE if i == item else x.to(y.dtype)
