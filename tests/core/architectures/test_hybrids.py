@@ -348,3 +348,35 @@ def test_llama_vision_attends_to_images_in_its_own_blocks() -> None:
     assert m.run(text, "resid_post.2")["resid_post.2"].shape == (2, 4, 48)
     with pytest.raises(SiteError, match=r"resid_post\.1 never ran"):
         m.run(text, "resid_post.1")
+
+
+def test_gemma_3n_has_points_around_its_streams() -> None:
+    config = tf.Gemma3nTextConfig(
+        **{**SIZES, "intermediate_size": [36, 40, 36, 44]},
+        head_dim=8,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        sliding_window=4,
+        num_kv_shared_layers=2,
+        laurel_rank=3,
+        hidden_size_per_layer_input=7,
+        vocab_size_per_layer_input=101,
+        activation_sparsity_pattern=[0.5, 0.0, 0.5, 0.0],
+    )
+    m = Model(randomised(tf.Gemma3nForCausalLM(config)))
+    rec = parity.check_sites(m, ROWS)
+    parity.check_attentions(m, ROWS)
+    by_hand.check_embeddings(m)
+    by_hand.check_add_is_a_hook(m, ROWS, "mlp_hidden.1")
+    parity.check_edits(m, ROWS[:1])
+    for i, block in enumerate(m.module.model.layers):
+        outputs = [f"model.layers.{i}.{p}:out" for p in ("self_attn", "mlp")]
+        more = m.run(ROWS, outputs)
+        with torch.no_grad():
+            close(block.self_attn.o_proj(rec[f"z.{i}"].flatten(2)), more[outputs[0]])
+            close(block.mlp.down_proj(rec[f"mlp_hidden.{i}"]), more[outputs[1]])
+            close(block.mlp(rec[f"mlp_in.{i}"]), more[outputs[1]])
+    assert m.sites("mlp_pre.3")[0].shape == ("batch", "token", 44)
+    with pytest.raises(SiteError, match="4 streams on an axis before the batch"):
+        m.sites("resid_post.1")
+    with pytest.raises(SiteError, match="from an earlier block"):
+        m.sites("k.2")
