@@ -83,10 +83,10 @@ class RouterSocket:
         stand_in: Any = copy(self._router)
         num_experts, dtype = logits_NE.shape[-1], logits_NE.dtype
         same_EE = torch.eye(num_experts, dtype=dtype, device=logits_NE.device)
-        none = {
-            k: torch.zeros_like(v) for k, v in self._router._parameters.items() if v is not None
-        }
-        stand_in.__dict__["_parameters"] = {**none, "weight": same_EE}
+        # a map keeps what it lacks, a bias for example, as None
+        own = self._router._parameters.items()
+        nothing = {n: None if p is None else torch.zeros_like(p, dtype=dtype) for n, p in own}
+        stand_in.__dict__["_parameters"] = {**nothing, "weight": same_EE}
         stand_in.__dict__["hidden_dim"] = num_experts
         # the class's own: what others put into the instance speaks of the router itself
         routed = type(stand_in).forward(stand_in, logits_NE)

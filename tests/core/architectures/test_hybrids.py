@@ -81,7 +81,7 @@ def olmo_hybrid() -> Any:
 
 
 def zamba2(**own: Any) -> Any:
-    return tf.Zamba2ForCausalLM(tf.Zamba2Config(**SIZES, **{**ZAMBA, **own}))
+    return tf.Zamba2ForCausalLM(tf.Zamba2Config(**{**SIZES, **ZAMBA, **own}))
 
 
 def gemma4(**own: Any) -> Any:
@@ -287,7 +287,8 @@ def test_what_blocks_lack_says_why() -> None:
         for site, reason in sites.items():
             with pytest.raises(SiteError, match=reason):
                 m.sites(site)
-    adapted = Model(randomised(zamba2(use_shared_attention_adapter=True)))
+    adapters = {"use_shared_attention_adapter": True, "num_key_value_heads": 6}
+    adapted = Model(randomised(zamba2(**adapters)))
     with pytest.raises(SiteError, match="adapters are added"):
         adapted.sites("q.1")
     parity.check_sites(adapted, ROWS)
