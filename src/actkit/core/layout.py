@@ -23,6 +23,7 @@ class Layout:
         flat: Batch and tokens share the first axis and are split again.
         channels_first: The tensor is an image (B, D, Y, X), its tokens are the pixels.
         tokens_first: Tokens stand on the first axis and the batch on the second, (T, B, ...).
+        channels_last: The tensor is an image (B, Y, X, D), its tokens are the pixels.
     """
 
     span: tuple[int, int] | None = None
@@ -31,6 +32,7 @@ class Layout:
     flat: bool = False
     channels_first: bool = False
     tokens_first: bool = False
+    channels_last: bool = False
 
     def get(self, x: Tensor, batch: int) -> Tensor:
         """Return the point's (B, T, ...) view of the module's tensor.
@@ -47,6 +49,8 @@ class Layout:
             x = x.transpose(0, 1)
         if self.channels_first:
             x = x.flatten(2).transpose(1, 2)
+        if self.channels_last:
+            x = x.flatten(1, 2)
         if self.flat:
             x = x.view(batch, -1, *x.shape[1:])
         if self.span is not None:

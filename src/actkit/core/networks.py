@@ -4,13 +4,13 @@
 """
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from actkit.core.architectures import tables
-from actkit.core.compat import body_name
 from actkit.core.context import ForwardContext
 from actkit.core.readable import tokens
 from actkit.core.sight import watched
@@ -56,15 +56,10 @@ def find(module: nn.Module) -> Network:
     path, inner = next(named, ("", module))
     config: Any = getattr(inner, "config", None)
     table = tables().get(str(getattr(config, "model_type", "")))
-    prefix = getattr(inner, "base_model_prefix", "")
-    base = f"{path}." if path else ""
-    base += f"{prefix}." if prefix and hasattr(inner, prefix) else ""
+    above = f"{path}." if path else ""
     if table is None:
-        return _by_structure(inner, f"{path}." if path else "")
-    stacks = [s for s in table(config) if _present(module, f"{base}{s.root}".rstrip("."), s)]
-    if not stacks and (body := body_name(inner)):
-        base = f"{path}.{body}.".lstrip(".")
-        stacks = [s for s in table(config) if _present(module, f"{base}{s.root}".rstrip("."), s)]
+        return _by_structure(inner, above)
+    base, stacks = _stacks(module, inner, above, table(config))
     if not stacks:
         return Network()
     has_head = _has_head(inner)
@@ -74,6 +69,24 @@ def find(module: nn.Module) -> Network:
     roots = {s.name: f"{base}{s.root}".rstrip(".") for s in stacks}
     prefixes = tuple(s.alias for s in stacks if s.alias)
     return Network(sites, roots, prefixes, f"points from the table of {config.model_type}")
+
+
+def _stacks(
+    module: nn.Module, inner: nn.Module, above: str, told: Sequence[Stack]
+) -> tuple[str, list[Stack]]:
+    """Return the base model's path, and those of a table's stacks that it has.
+
+    Mostly the base model is the child that the network's prefix names. But a base model may have a
+    child of that name itself (DINOv3), or be a child of another name (Llama 4's language model).
+    """
+    prefix = getattr(inner, "base_model_prefix", "")
+    named = [prefix] if prefix and hasattr(inner, prefix) else []
+    children = [name for name, _ in inner.named_children()]
+    for base in (*(f"{above}{n}." for n in named), above, *(f"{above}{n}." for n in children)):
+        stacks = [s for s in told if _present(module, f"{base}{s.root}".rstrip("."), s)]
+        if stacks:
+            return base, stacks
+    return above, []
 
 
 def _by_structure(network: nn.Module, base: str) -> Network:

@@ -99,6 +99,7 @@ class Stack:
         head_width: Width of one head.
         hidden: Width inside the MLP.
         experts: Number of experts, and how many of them each token uses.
+        expert_width: Width inside an expert, 0 if it is `hidden`.
         attention: Path of the module that calls the attention kernel, relative to the block.
         name: Prefix of the stack's sites ("encoder", "vision"); "" is the main stack.
         root: Path of the stack's module below the network's base model.
@@ -130,6 +131,7 @@ class Stack:
     embedding_width: int = 0
     others: Mapping[int, "Stack"] = field(default_factory=dict)
     frames: Callable[[Any, Tensor], Tensor] | None = None
+    expert_width: int = 0
 
     def unit_shape(self, point: str) -> tuple[int, ...]:
         """Return the shape of one row at a point: (D,), (H, K), (hidden,), ..."""
@@ -143,7 +145,7 @@ class Stack:
             "embeddings": (self.embedding_width or self.width,),
             "router_logits": (self.experts[0],),
             "router_weights": (self.experts[1],),
-            "expert_hidden": (self.experts[1], self.hidden),
+            "expert_hidden": (self.experts[1], self.expert_width or self.hidden),
             "logits": (self.vocabulary,),
         }
         return special.get(point, (self.width,))

@@ -369,7 +369,8 @@ def test_edited_router_logits_choose_anew(name: str) -> None:
     close(rec[f"router_weights.{i}"], 0.5 * pushed[f"router_weights.{i}"])
 
 
-def test_a_router_with_another_rule_is_not_edited() -> None:
+def test_a_router_is_edited_by_its_own_rule_or_not_at_all() -> None:
+    """A rule of logits alone is kept, whichever it is; one that reads more is not guessed."""
     m = opened("mixtral")
     gate: Any = m.module.get_submodule("model.layers.1.mlp.gate")
 
@@ -379,10 +380,19 @@ def test_a_router_with_another_rule_is_not_edited() -> None:
             top = logits.sigmoid().topk(self.top_k, dim=-1)
             return logits, top.values, top.indices
 
+    class ByNorm(type(gate)):  # type: ignore[misc]
+        def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            logits, weights, chosen = super().forward(hidden_states)
+            return logits, weights * hidden_states.norm(dim=-1, keepdim=True), chosen
+
     gate.__class__ = Sigmoid
+    push = ak.add("router_logits.1", torch.linspace(-1.0, 2.0, 5))
+    rec = m.run(ROWS, ["router_logits.1", "router_weights.1"], [push])
+    close(rec["router_logits.1"].sigmoid().topk(2).values, rec["router_weights.1"])
+    gate.__class__ = ByNorm
     m.run(ROWS, record="router_logits.1")
-    with pytest.raises(EditError, match="only where a softmax chooses"):
-        m.run(ROWS, edits=[ak.add("router_logits.1", torch.ones(5))])
+    with pytest.raises(EditError, match="only where the logits alone choose"):
+        m.run(ROWS, edits=[push])
 
 
 @pytest.mark.parametrize("name", NETWORKS)

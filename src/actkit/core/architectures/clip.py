@@ -1,4 +1,8 @@
-"""CLIP: a text and a vision tower of the same pre-norm blocks; SigLIP's vision tower."""
+"""CLIP and SigLIP: a text and a vision tower of the same pre-norm blocks.
+
+SigLIP 2 reads images of any shape as padded rows of patches; its vision stack is the module that
+is handed the mask over them, so patch embedding and last norm are reached by module path.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -6,19 +10,26 @@ from typing import Any
 from actkit.core.architectures._reasons import CLASSES
 from actkit.core.sites import Stack, into, out
 
-MODEL_TYPES = ("clip", "clip_text_model", "clip_vision_model", "siglip_vision_model")
+_WHOLE = ("clip", "siglip", "siglip2")
+_TEXT = ("clip_text_model", "siglip_text_model", "siglip2_text_model")
+_VISION = ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model")
+MODEL_TYPES = (*_WHOLE, *_TEXT, *_VISION)
+
+_PAIRS = "{} scores pairs of a text and an image (logits_per_image), not tokens"
+_AROUND = "the stack is the encoder, which knows the patches' mask: read {}:out"
 
 
 def stacks(config: Any) -> tuple[Stack, ...]:
     """Return the towers of a whole network, or the one tower of a part of it."""
-    if config.model_type == "clip_text_model":
+    if config.model_type in _TEXT:
         return (_text(config),)
-    if config.model_type != "clip":
+    if config.model_type in _VISION:
         return (_vision(config),)
     text, vision = _text(config.text_config), _vision(config.vision_config)
+    root = ".".join(filter(None, ("vision_model", vision.root)))
     return (
         replace(text, name="text", alias="", root="text_model"),
-        replace(vision, name="vision", alias="", root="vision_model"),
+        replace(vision, name="vision", alias="", root=root),
     )
 
 
@@ -28,12 +39,15 @@ def _text(config: Any) -> Stack:
         "embeddings": out("embeddings.token_embedding"),
         "final_norm": out("final_layer_norm"),
     }
-    lacks = {"logits": "CLIP scores pairs of a text and an image (logits_per_image), not tokens"}
+    name = "CLIP" if config.model_type == "clip_text_model" else "SigLIP"
+    lacks = {"logits": _PAIRS.format(name)}
     return replace(tower, alias="text", places={**tower.places, **own}, lacks=lacks)
 
 
 def _vision(config: Any) -> Stack:
     tower = _tower(config)
+    if config.model_type == "siglip2_vision_model":
+        return _masked(tower)
     own = {
         "embeddings": out("embeddings.patch_embedding", channels_first=True),
         "final_norm": out("post_layernorm"),
@@ -42,6 +56,16 @@ def _vision(config: Any) -> Stack:
     if config.model_type == "clip_vision_model":
         lacks["final_norm"] = "it runs on the class token alone: read post_layernorm:out"
     return replace(tower, alias="vision", places={**tower.places, **own}, lacks=lacks)
+
+
+def _masked(tower: Stack) -> Stack:
+    """Return the tower whose root is the encoder, which is handed the mask over patches."""
+    lacks = {
+        "embeddings": _AROUND.format("embeddings.patch_embedding"),
+        "final_norm": _AROUND.format("post_layernorm"),
+        "logits": CLASSES,
+    }
+    return replace(tower, root="encoder", blocks="layers.{}", alias="vision", lacks=lacks)
 
 
 def _tower(config: Any) -> Stack:

@@ -17,7 +17,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
     """Return the language model and, where its architecture has a table, the vision tower."""
     language, vision = config.text_config, config.vision_config
     return (
-        *(_below("language_model", s) for s in _known(language)),
+        *(below("language_model", s) for s in _known(language)),
         *(replace(s, name="vision", alias="", root="vision_tower") for s in _known(vision)),
     )
 
@@ -27,7 +27,7 @@ def _known(config: Any) -> tuple[Stack, ...]:
     return () if table is None else table(config)
 
 
-def _below(path: str, stack: Stack) -> Stack:
+def below(path: str, stack: Stack) -> Stack:
     """Return the stack with its paths told from the module above, which knows the token ids."""
     places = {
         point: replace(place, path=f"{path}.{place.path}")

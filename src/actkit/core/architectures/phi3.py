@@ -1,4 +1,7 @@
-"""Phi-3: Llama's blocks with q, k and v, and the MLP's gate and up map, side by side in one map."""
+"""Phi-3 and Phi-4: Llama's blocks with q, k and v in one map, gate and up map in another.
+
+Of Phi-4-multimodal the language model; its towers are reached by module path.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -6,7 +9,7 @@ from typing import Any
 from actkit.core.architectures import llama
 from actkit.core.sites import Stack, out
 
-MODEL_TYPES = ("phi3",)
+MODEL_TYPES = ("phi3", "phi4_multimodal")
 
 
 def stacks(config: Any) -> tuple[Stack, ...]:

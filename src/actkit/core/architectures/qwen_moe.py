@@ -8,26 +8,22 @@ from dataclasses import replace
 from typing import Any
 
 from actkit.core.architectures import llama
-from actkit.core.architectures._experts import with_experts
+from actkit.core.architectures._experts import partly, with_experts
 from actkit.core.sites import Stack
 
 MODEL_TYPES = ("qwen2_moe", "qwen3_moe")
-
-DENSE = "this block has a plain MLP; other blocks of the network have experts"
 
 
 def stacks(config: Any) -> tuple[Stack, ...]:
     """Return the one stack; its blocks with a plain MLP are described apart."""
     (dense,) = llama.stacks(config)
-    points = ("router_logits", "router_weights", "expert_hidden")
-    dense = replace(dense, lacks=dict.fromkeys(points, DENSE))
     sparse = with_experts(
-        replace(dense, hidden=config.moe_intermediate_size, lacks={}),
+        replace(dense, hidden=config.moe_intermediate_size),
         config.num_experts,
         config.num_experts_per_tok,
     )
     plain = [i for i in range(config.num_hidden_layers) if not _has_experts(config, i)]
-    return (replace(sparse, others=dict.fromkeys(plain, dense)),)
+    return (partly(sparse, dense, plain),)
 
 
 def _has_experts(config: Any, block: int) -> bool:

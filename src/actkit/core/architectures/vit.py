@@ -1,11 +1,14 @@
-"""ViT: pre-norm blocks over patches and a class token, which is row 0."""
+"""ViT, DeiT and AST: pre-norm blocks over patches and a class token, which is row 0.
+
+In DeiT and AST row 1 is the distillation token. AST's patches are of a spectrogram.
+"""
 
 from typing import Any
 
 from actkit.core.architectures._reasons import CLASSES
 from actkit.core.sites import Place, Stack, into, out
 
-MODEL_TYPES = ("vit",)
+MODEL_TYPES = ("vit", "deit", "audio-spectrogram-transformer")
 
 
 def stacks(config: Any) -> tuple[Stack, ...]:
@@ -21,7 +24,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
             head_width=config.hidden_size // heads,
             hidden=config.intermediate_size,
             attention="attention",
-            alias="vision",
+            alias="vision" if config.model_type != "audio-spectrogram-transformer" else "audio",
             places={
                 "embeddings": out("embeddings.patch_embeddings"),
                 "resid_pre": into(""),

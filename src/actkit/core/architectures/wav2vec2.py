@@ -1,8 +1,9 @@
-"""wav2vec 2.0 and HuBERT: blocks over frames of sound, post-norm or pre-norm ("stable").
+"""wav2vec 2.0 and its kin: blocks over frames of sound, post-norm or pre-norm ("stable").
 
 The stack is the module behind the convolutions, since the network hands it the mask over frames;
 `embeddings` are the projected features that it receives. With language adapters
 (`adapter_attn_dim`) a third summand, `adapter_layer:out`, joins the stream after the MLP.
+WavLM hands the weights of attention to one function of torch, which calls none of its maps.
 """
 
 from typing import Any
@@ -10,13 +11,19 @@ from typing import Any
 from actkit.core.architectures._reasons import POST_NORM
 from actkit.core.sites import Stack, into, out
 
-MODEL_TYPES = ("wav2vec2", "hubert")
+MODEL_TYPES = ("wav2vec2", "hubert", "unispeech", "unispeech-sat", "data2vec-audio", "wavlm")
+
+_ONE_CALL = "attention is one function of torch that calls none of its maps: read attention:out"
+_INSIDE = ("q", "k", "v", "attn_scores", "attn_probs", "z")
 
 
 def stacks(config: Any) -> tuple[Stack, ...]:
     """Return the one stack of blocks."""
-    heads, stable = config.num_attention_heads, config.do_stable_layer_norm
+    # data2vec knows one form only, and has no such option
+    heads, stable = config.num_attention_heads, getattr(config, "do_stable_layer_norm", False)
     lacks = {} if stable else {"final_norm": POST_NORM}
+    if config.model_type == "wavlm":
+        lacks |= dict.fromkeys(_INSIDE, _ONE_CALL)
     if getattr(config, "add_adapter", False):
         lacks["logits"] = "an adapter changes the number of frames: read lm_head:out"
     places = {
