@@ -99,7 +99,9 @@ class ActivationReasoner(Steerer):
             raise InputError(f"targets must be concepts, got {unknown}")
         inputs, labels_NC = labelled(data, self.concepts)
         states = self._states(model, inputs)
-        bias_F = torch.zeros(len(self.encoder_FD)) if self.bias_F is None else self.bias_F
+        bias_F = (
+            self.encoder_FD.new_zeros(len(self.encoder_FD)) if self.bias_F is None else self.bias_F
+        )
 
         def acts(features: Sequence[int] | slice) -> list[Tensor]:
             encoder_KD, bias_K = self.encoder_FD[features], bias_F[features]
