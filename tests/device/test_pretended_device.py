@@ -128,7 +128,7 @@ def test_copies_go_across() -> None:
 def test_numbers_come_off_only_by_name() -> None:
     x = on_device(3, 4)
     for array in (x.numpy, lambda: np.asarray(x)):
-        with pytest.raises(TypeError, match="can't convert .* device type tensor to numpy"):
+        with pytest.raises(TypeError, match="can't convert lazy:0 device type"):
             array()
     assert x.tolist() == x.cpu().tolist()
     assert x[0, 1].item() == float(x[0, 1]) == x.cpu()[0, 1].item()

@@ -183,7 +183,7 @@ def rows_at(site: Site, x: Tensor, context: ForwardContext) -> Rows:
     """Return the rows of what was read at a site."""
     axes = site.axes or axes_of(x)
     if axes == "BCYX":
-        return Rows.image(len(x), x.shape[2], x[0, 0, 0].numel())
+        return Rows.image(len(x), x.shape[2], x[0, 0, 0].numel(), x.device)
     shape = rows_first(x, axes).shape
     tokens = x.shape[-2] if axes == "BTS" else shape[1]
     return context.rows(shape[0], tokens)

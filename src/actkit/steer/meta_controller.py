@@ -70,7 +70,9 @@ def free_energy(
     if logits is None or logits.shape[:-1] != actions_NT.shape:
         shape = None if logits is None else tuple(logits.shape)
         raise InputError(f"logits {shape} must have the actions' (N, T), {tuple(actions_NT.shape)}")
-    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), actions_NT.flatten())
+    nll = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), actions_NT.to(logits.device).flatten()
+    )
     return nll + rate * read[0].divergence()
 
 

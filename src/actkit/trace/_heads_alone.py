@@ -27,7 +27,7 @@ def induction_strength(probs_BHTS: Tensor, right_B: Tensor, wrong_B: Tensor) -> 
         (H,) strengths in [-1, 1]; 0 if a head does not tell the two apart.
     """
     last_BHS = probs_BHTS[:, :, -1]
-    row_B = torch.arange(len(last_BHS))
+    row_B = torch.arange(len(last_BHS), device=last_BHS.device)
     return (last_BHS[row_B, :, right_B] - last_BHS[row_B, :, wrong_B]).mean(0)
 
 
