@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from actkit.core.recording import Rows
-from tests import contract
 from tests.core import tiny
 from tests.pretended_device import pretended_device
 from tests.read import test_contract as of_read
@@ -17,7 +16,6 @@ from tests.trace import test_contract as of_trace
 
 MADE = (
     (tiny, ("llama", "gpt2")),
-    (contract, ("acts", "probs", "rows")),
     (of_read, ("acts", "probs", "rows")),
     (of_trace, ("reader",)),
 )
