@@ -22,7 +22,7 @@ the CPU's), threads (a mode belongs to its thread) and nested tensors.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
@@ -34,7 +34,6 @@ from torch import Tensor
 from torch.optim import optimizer
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("lazy", 0)
 _CPU = torch.device("cpu")
@@ -171,7 +170,7 @@ def _register() -> torch.library.Library:
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     """Run one operation of ATen by the rules of the device."""
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    tensors = [x for x in _leaves(args, kwargs) if isinstance(x, Tensor)]
     ours = [x for x in tensors if isinstance(x, Pretended)]
     asked = kwargs.get("device")
     if not ours and (asked is None or asked.type != DEVICE.type):
@@ -184,7 +183,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         _check_devices(func, name, args, kwargs)
     if asked is not None and asked.type == DEVICE.type:
         kwargs = {**kwargs, "device": _CPU}
-    made = func(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs))
+    inside = {k: _each(_unwrap, v) for k, v in kwargs.items()}
+    made = func(*(_each(_unwrap, x) for x in args), **inside)
     _follow(ours)
 
     if asked is not None and asked.type != DEVICE.type:
@@ -192,7 +192,20 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     known = {id(x._inner): x for x in ours} | {id(x): x for x in others}
     if name == "_pack_padded_sequence":
         return _wrap(made[0], known), made[1]
-    return tree_map(lambda x: _wrap(x, known), made)
+    return _each(lambda x: _wrap(x, known), made)
+
+
+def _leaves(args: Any, kwargs: Any) -> Iterator[Any]:
+    """Yield the arguments of an operation, and what its lists hold; ATen nests no deeper."""
+    for x in (*args, *kwargs.values()):
+        if isinstance(x, list | tuple):
+            yield from x
+        else:
+            yield x
+
+
+def _each(change: Callable[[Any], Any], x: Any) -> Any:
+    return type(x)(map(change, x)) if isinstance(x, list | tuple) else change(x)
 
 
 def _unwrap(x: Any) -> Any:
@@ -229,7 +242,7 @@ def _check_devices(func: Any, name: str, args: Any, kwargs: Any) -> None:
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
     scalars = str(func._schema.name) in _elementwise() and name not in _COMPARES
-    for x in tree_leaves((args, kwargs)):
+    for x in _leaves(args, kwargs):
         if not isinstance(x, Tensor) or isinstance(x, Pretended):
             continue
         if x.dim() or not scalars or any(x is y for y in written):
