@@ -183,6 +183,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         _check_devices(func, name, args, kwargs)
     if asked is not None and asked.type == DEVICE.type:
         kwargs = {**kwargs, "device": _CPU}
+    if name == "_efficientzerotensor":  # a tangent of no memory, which no kernel could read
+        func = torch.ops.aten.zeros.default
     inside = {k: _each(_unwrap, v) for k, v in kwargs.items()}
     made = func(*(_each(_unwrap, x) for x in args), **inside)
     _follow(ours)
