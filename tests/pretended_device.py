@@ -18,7 +18,8 @@ The rules, as `torchgen` generates them for CUDA and `TensorIterator` checks the
 Not covered: other numbers than the CPU's (kernels, half precision, nondeterminism), streams and
 asynchrony, memory, the thread that CUDA runs `backward` in, several devices, `torch.Generator` of
 the device, `torch.compile`, branches on `is_cuda`, `torch.load(map_location=)`, storages (they are
-the CPU's), threads (a mode belongs to its thread) and nested tensors.
+the CPU's), threads (a mode belongs to its thread),
+nested tensors, and forward derivatives that begin on the CPU and go on here.
 """
 
 import re

@@ -12,15 +12,11 @@ from torch import Tensor, nn
 
 import actkit as ak
 from actkit.core.model import Model
-from actkit.read.big_phi import mean_big_phi
-from actkit.read.integration import integration
-from actkit.read.local_linearity import local_linearity
 from actkit.steer._concepts import Concept
 from actkit.steer._shift import logit_shift_report
 from actkit.steer.activation_reasoner import ActivationReasoner
 from actkit.steer.lqr import LQR
 from actkit.steer.manifold_steer import ManifoldSteer
-from actkit.steer.meta_controller import MetaController
 from actkit.steer.self_logits import SelfLogitsAugmentation
 from actkit.steer.top_neuron import TopNeuron
 from actkit.trace import Task
@@ -67,13 +63,6 @@ def reasoner(m: Model) -> Any:
     made.fit(m, [(WORDS[0], ["a"]), (WORDS[1], ["b"]), (WORDS[2], ["a", "b"])][:2])
     closures = made.reason(m, WORDS)
     return m.run(WORDS, edits=made.edits(0.5), logits=True).logits, str(closures)
-
-
-def controller(m: Model) -> Any:
-    net = Model(m.module)
-    data = {"inputs": TOKENS, "actions": TOKENS.roll(1, 1)}
-    made = MetaController("resid_post.0", num_steps=2, batch_size=2, num_hidden=4).fit(net, data)
-    return net.run(TOKENS, edits=made.edits(), logits=True).logits, made.codes(net, TOKENS)
 
 
 def regulator(m: Model) -> Any:
@@ -132,19 +121,9 @@ def neuron(m: Model) -> Any:
     return made.neuron_, m.run(WORDS, edits=made.edits(0.5), logits=True).logits
 
 
-def lines(m: Model) -> Any:
-    return local_linearity(m, WORDS, [("resid_post.0", "resid_post.1")], (0.01, 0.02))
-
-
-def phi(m: Model) -> Any:
-    stream = m.run(TOKENS, record="resid_post.1")["resid_post.1"].flatten(0, 1)
-    return mean_big_phi(stream[:, :3]), integration(stream[:, :4])
-
-
 METHODS: list[Callable[[Model], Any]] = [
-    manifold, reasoner, controller, regulator, demonstrations, latent, classes, alone, shift,
-    attention, rift, augmented, neuron, lines, phi,
-]  # fmt: skip
+    manifold, reasoner, regulator, demonstrations, latent, classes, alone, shift,
+    attention, rift, augmented, neuron, ]  # fmt: skip
 
 
 @torchs_own_warning

@@ -36,7 +36,7 @@ class Recode(Dosed):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return e + strength U e."""
-        network = MetaNetwork(*self.sizes, seed=0)
+        network = MetaNetwork(*self.sizes, seed=0).to(x.device)
         vector_to_parameters(self.weights, network.parameters())
         return x + self.dose(x) * network.control(x, network.encode(x).code_BTZ)
 
