@@ -123,7 +123,8 @@ def neuron(m: Model) -> Any:
 
 METHODS: list[Callable[[Model], Any]] = [
     manifold, reasoner, regulator, demonstrations, latent, classes, alone, shift,
-    attention, rift, augmented, neuron, ]  # fmt: skip
+    attention, rift, augmented, neuron,
+]  # fmt: skip
 
 
 @torchs_own_warning
