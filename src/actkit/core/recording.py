@@ -66,10 +66,12 @@ class Rows:
         return cls(valid, sample, position, token)
 
     @classmethod
-    def image(cls, num_images: int, height: int, width: int) -> "Rows":
-        """Build the (B, height * width) rows of a batch of images."""
-        sample = torch.arange(num_images)[:, None].expand(-1, height * width)
-        position = torch.arange(height * width).expand(num_images, -1)
+    def image(
+        cls, num_images: int, height: int, width: int, device: torch.device | None = None
+    ) -> "Rows":
+        """Build the (B, height * width) rows of a batch of images, on the CPU if not told where."""
+        sample = torch.arange(num_images, device=device)[:, None].expand(-1, height * width)
+        position = torch.arange(height * width, device=device).expand(num_images, -1)
         valid = torch.ones_like(sample, dtype=torch.bool)
         return cls(valid, sample, position, torch.full_like(sample, -1), (height, width))
 

@@ -277,7 +277,8 @@ def rows_at(site: Site, x: Tensor, context: ForwardContext) -> Rows:
         site.known.check_samples(x, axes, context.batch)
     places = [n for a, n in zip(axes, x.shape, strict=True) if a in PLACES]
     if len(places) > 1:
-        return Rows.image(x.shape[axes.index("B")], places[0], math.prod(places[1:]))
+        height, width = places[0], math.prod(places[1:])
+        return Rows.image(x.shape[axes.index("B")], height, width, x.device)
     shape = rows_first(x, axes).shape
     context = context.whole() if len(axes) == 2 and not places else context
     try:

@@ -46,7 +46,7 @@ class FamilyProbe:
             )
         regression = LogisticRegression(C=1 / self.penalty, max_iter=1000)
         self._fitted = make_pipeline(StandardScaler(), regression)
-        self._fitted.fit(acts_MW.double().numpy(), discrete_M.bool().numpy())
+        self._fitted.fit(acts_MW.double().cpu().numpy(), discrete_M.bool().cpu().numpy())
         return self
 
     def posterior(self, acts_MW: Tensor) -> Tensor:
@@ -57,4 +57,5 @@ class FamilyProbe:
         """
         if self._fitted is None:
             raise InputError("a probe must be fitted before it is used")
-        return torch.from_numpy(self._fitted.predict_proba(acts_MW.double().numpy())[:, 1])
+        probs_MC = self._fitted.predict_proba(acts_MW.double().cpu().numpy())
+        return torch.from_numpy(probs_MC[:, 1])

@@ -81,7 +81,12 @@ def span_scores(
     groups = list(range(len(sequences))) if groups is None else list(groups)
     return torch.from_numpy(
         cross_val_predict(
-            model, spans_ND, labels_N.numpy(), groups=groups, cv=folds, method="decision_function"
+            model,
+            spans_ND,
+            labels_N.cpu().numpy(),
+            groups=groups,
+            cv=folds,
+            method="decision_function",
         )
     )
 

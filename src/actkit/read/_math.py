@@ -71,7 +71,7 @@ def median_of_counts(values: Tensor, counts: Tensor) -> float:
     """Return the median of rising values that occur `counts` times; the mean of the middle two."""
     cumulative = counts.cumsum(0)
     total = int(cumulative[-1])
-    middle = torch.tensor([(total - 1) // 2, total // 2])
+    middle = torch.tensor([(total - 1) // 2, total // 2], device=counts.device)
     return float(values[torch.searchsorted(cumulative, middle, right=True)].mean())
 
 

@@ -120,7 +120,7 @@ def transition_matrix(bits_Tn: Tensor) -> Tensor:
     num = bits_Tn.shape[1]
     states_T = _states(bits_Tn)
     left_S = torch.bincount(states_T[:-1], minlength=2**num)[:, None]
-    on_Sn = torch.zeros(2**num, num, dtype=torch.float64)
+    on_Sn = torch.zeros(2**num, num, dtype=torch.float64, device=bits_Tn.device)
     on_Sn.index_add_(0, states_T[:-1], bits_Tn[1:].double())
     return torch.where(left_S > 0, on_Sn / left_S, 0.5)
 
@@ -133,7 +133,8 @@ def mean_big_phi(series_Tn: Tensor) -> float:
     bits_Tn = binarise(series_Tn)
     tpm_Sn = transition_matrix(bits_Tn)
     visited, counts = torch.unique(bits_Tn[1:], dim=0, return_counts=True)
-    phis = torch.tensor([big_phi(tpm_Sn, state).phi for state in visited.tolist()])
+    found = [big_phi(tpm_Sn, state).phi for state in visited.tolist()]
+    phis = torch.tensor(found, device=counts.device)
     return float((phis * counts).sum() / counts.sum())
 
 

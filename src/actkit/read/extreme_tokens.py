@@ -90,7 +90,7 @@ class _State:
     ) -> "_State":
         length_ML = length_NL[~first_N]
         bits_ML = length_ML.bfloat16().view(torch.int16).long()
-        keys_ML = bits_ML + _BINS * torch.arange(length_NL.shape[1])
+        keys_ML = bits_ML + _BINS * torch.arange(length_NL.shape[1], device=length_NL.device)
         keys_X, counts_X = torch.unique(keys_ML, return_counts=True)
         sums = sink_NH[~first_N].sum(0), length_NL[first_N].sum(0)
         return cls(int(first_N.sum()), len(length_ML), num_nonfinite, *sums, keys_X, counts_X)

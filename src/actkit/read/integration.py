@@ -89,7 +89,8 @@ def integration(series_Tn: Tensor) -> Integration:
 def _entropy(both: Tensor, part: Units) -> float:
     """Return H(x(t) | x(t-1)) of a part, but for a constant for each unit."""
     num = len(both) // 2
-    now, past = torch.tensor(part), torch.tensor(part) + num
+    now = torch.tensor(part, device=both.device)
+    past = now + num
     cross = both[now][:, past]
     left = both[now][:, now] - cross @ torch.linalg.solve(both[past][:, past], cross.T)
     return float(torch.linalg.slogdet(left).logabsdet) / 2

@@ -86,7 +86,7 @@ def local_linearity(
         for stage in track(stages, "moving states")
     ]
     error_SE = torch.stack(errors)
-    log_E = shares_E.log() - shares_E.log().mean()
+    log_E = (shares_E.log() - shares_E.log().mean()).to(error_SE.device)
     slope_S = (error_SE.log() * log_E).sum(-1) / log_E.square().sum()
     return LocalLinearity(tuple(stages), tuple(shares_E.tolist()), error_SE, slope_S)
 

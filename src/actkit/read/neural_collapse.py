@@ -94,7 +94,7 @@ def neural_collapse(
     means_KD, num_classes = classes.means_KD, len(classes_K)
     length_K = means_KD.norm(dim=1)
     unit_KD = means_KD / length_K[:, None]
-    simplex_KK = (num_classes * torch.eye(num_classes).double() - 1) / (num_classes - 1)
+    simplex_KK = (num_classes * torch.eye(num_classes).to(unit_KD) - 1) / (num_classes - 1)
     angles = (unit_KD @ unit_KD.T - simplex_KK).norm() / simplex_KK.norm()
     nc3 = nc4 = None
     if weight_KD is None and bias_K is not None:

@@ -129,7 +129,7 @@ def _spearman(x_ND: Tensor, y_NE: Tensor, metric: str) -> float:
     """Return the rank correlation of the dissimilarities over all pairs of the rows."""
     from scipy.stats import spearmanr
 
-    i, j = torch.triu_indices(len(x_ND), len(x_ND), 1)
+    i, j = torch.triu_indices(len(x_ND), len(x_ND), 1, device=x_ND.device)
     pairs = []
     for acts_ND in (x_ND, y_NE):
         if metric == "sqeuclidean":

@@ -54,7 +54,8 @@ def answer_states(
     parts: dict[str, list[Tensor]] = {}
     for first in track(range(0, len(rows), batch_size), "reading answers"):
         ids, starts = zip(*rows[first : first + batch_size], strict=True)
-        rec, start_B = model.run(list(ids), record=sites), torch.tensor(starts)
+        rec = model.run(list(ids), record=sites)
+        start_B = torch.tensor(starts, device=rec.rows.valid.device)
         for name in rec:
             parts.setdefault(name, []).append(mean_from(rec[name], rec.rows_of(name), start_B))
     return {name: torch.cat(own) for name, own in parts.items()}

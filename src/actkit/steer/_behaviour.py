@@ -101,7 +101,7 @@ def followed(
     """
     target_SA = target_SA.clamp_min(1e-9)
     target_SA = target_SA / target_SA.sum(-1, keepdim=True)
-    z_SK = torch.zeros(len(target_SA), len(basis_KD), requires_grad=True)
+    z_SK = torch.zeros(len(target_SA), len(basis_KD), device=basis_KD.device, requires_grad=True)
     optimizer = torch.optim.Adam([z_SK], 0.05)
     batch, num_inputs = as_batch(list(inputs) * len(z_SK)), len(inputs)
     for _ in track(range(num_steps), "optimising a path"):

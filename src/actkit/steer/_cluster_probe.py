@@ -17,7 +17,7 @@ def clustered(differences_ND: Tensor, num_clusters: int, seed: int) -> tuple[Ten
     units_ND = normalize(differences_ND.detach().cpu(), dim=-1)
     means = KMeans(num_clusters, n_init=4, random_state=seed).fit(units_ND.numpy())
     centroids_KD = torch.from_numpy(means.cluster_centers_).to(differences_ND)
-    labels_N = torch.from_numpy(means.labels_).long().to(differences_ND.device)
+    labels_N = torch.from_numpy(means.labels_).to(differences_ND.device).long()
     return normalize(centroids_KD, dim=-1), labels_N
 
 
@@ -50,7 +50,7 @@ def held_out_accuracy(features_LMD: Tensor, labels_LM: Tensor, num_clusters: int
 
     Two rows in turn belong to one pair; every fourth pair is held out.
     """
-    held_M = torch.arange(features_LMD.shape[1]) // 2 % 4 == 0
+    held_M = torch.arange(features_LMD.shape[1], device=features_LMD.device) // 2 % 4 == 0
     weights_LKD = fitted_probe(features_LMD[:, ~held_M], labels_LM[:, ~held_M], num_clusters)
     told_LM = (features_LMD[:, held_M] @ weights_LKD.mT).argmax(-1)
     shares: list[float] = (told_LM == labels_LM[:, held_M]).float().mean(-1).tolist()

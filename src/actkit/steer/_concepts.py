@@ -60,9 +60,9 @@ class Concept:
             InputError: All are zero.
         """
         if self.weights is not None:
-            weights = torch.tensor(self.weights)
+            weights = torch.tensor(self.weights, device=differences.device)
         else:
-            weights = differences if len(differences) > 1 else torch.ones(1)
+            weights = differences if len(differences) > 1 else differences.new_ones(1)
         if not weights.any():
             raise InputError(f"weights must not all be zero, got {weights.tolist()}")
         return weights / weights.abs().sum()
@@ -115,7 +115,8 @@ def learnt(concepts: Mapping[str, Concept], acts: Acts, labels_NC: Tensor) -> Re
     rows = list(zip(concepts.values(), more_CF, labels_NC.T, strict=True))
     chosen = [concept.chosen(more_F) for concept, more_F, _ in rows]
     used = sorted({f for features in chosen for f in features})
-    acts_K, weights_CK = acts(used), torch.zeros(len(rows), len(used))
+    acts_K = acts(used)
+    weights_CK = torch.zeros(len(rows), len(used), device=peaks_NF.device)
     writes_CK, trees, cuts = torch.zeros_like(weights_CK), list[Tree](), list[tuple[float, float]]()
     for i, ((concept, more_F, labels_N), features) in enumerate(zip(rows, chosen, strict=True)):
         own = [used.index(f) for f in features]
@@ -162,7 +163,7 @@ def grown(acts_NK: Tensor, labels_N: Tensor, features: Sequence[int], depth: int
     from sklearn.tree import DecisionTreeClassifier
 
     fitted = DecisionTreeClassifier(max_depth=depth, class_weight="balanced", random_state=0)
-    tree = fitted.fit(acts_NK[:, list(features)].numpy(), labels_N.numpy()).tree_
+    tree = fitted.fit(acts_NK[:, list(features)].cpu().numpy(), labels_N.cpu().numpy()).tree_
 
     def node(i: int) -> Any:
         if tree.children_left[i] < 0:

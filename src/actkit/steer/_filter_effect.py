@@ -63,7 +63,7 @@ def filter_effect(
         InputError: There are fewer than 2 groups, or an attribute is constant, not finite, or not
             one number for each image.
     """
-    groups = torch.arange(len(images_NCYX)) if groups_N is None else groups_N
+    groups = torch.arange(len(images_NCYX), device="cpu") if groups_N is None else groups_N
     _check(len(images_NCYX), attributes, groups)
 
     def read(images: Tensor) -> Tensor:

@@ -36,8 +36,9 @@ class Curve:
         points_ND = points_ND.double()
         knots_ND = torch.cat([points_ND, points_ND[:1]]) if cyclic else points_ND
         ends = "periodic" if cyclic else "not-a-knot"
-        spline = CubicSpline(range(len(knots_ND)), knots_ND.numpy(), bc_type=ends)
-        return cls(torch.from_numpy(spline.c).flip(0).transpose(0, 1).contiguous(), cyclic)
+        spline = CubicSpline(range(len(knots_ND)), knots_ND.cpu().numpy(), bc_type=ends)
+        pieces_4PD = torch.from_numpy(spline.c).to(points_ND.device).flip(0)
+        return cls(pieces_4PD.transpose(0, 1).contiguous(), cyclic)
 
     def __call__(self, s: Tensor) -> Tensor:
         """Return the points (..., D) at parameters (...); an open curve stops at its ends."""
@@ -51,7 +52,7 @@ class Curve:
     def distance(self, points_SD: Tensor) -> Tensor:
         """Return how far points are from the curve, (S,), to within its fineness."""
         num = len(self.pieces_P4D)
-        dense = self(torch.linspace(0, num, FINENESS * num + 1, dtype=torch.float64))
+        dense = self(torch.linspace(0, num, FINENESS * num + 1).to(self.pieces_P4D))
         return torch.cdist(points_SD.double(), dense).amin(-1)
 
 

@@ -133,7 +133,9 @@ def perplexity(model: Model, prompts: Sequence[Any], texts: Sequence[str]) -> fl
             ids = [*model.encode(prompt).kwargs["input_ids"][0].tolist(), *own]
             logits = model.run([ids], logits=True).logits
             if logits is not None:
-                losses.append(_losses(logits[0, -len(own) - 1 : -1], torch.tensor(own)))
+                losses.append(
+                    _losses(logits[0, -len(own) - 1 : -1], torch.tensor(own, device=logits.device))
+                )
     return float(torch.cat(losses).mean().exp()) if losses else float("nan")
 
 
@@ -218,7 +220,8 @@ def _fact_loss(
     model: Model, prompts: Sequence[str], facts: Sequence[Any], edits: Sequence[Edit]
 ) -> float:
     answers = [first_token(model, fact.answer) for fact in facts]
-    return float(_losses(next_logits(model, prompts, edits), torch.tensor(answers)).mean())
+    logits_NV = next_logits(model, prompts, edits)
+    return float(_losses(logits_NV, torch.tensor(answers, device=logits_NV.device)).mean())
 
 
 def _losses(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def riccati(
         control: Sites where u may differ from 0.
     """
     plans = {}
-    one = torch.ones(1, 1, dtype=halves_K.dtype)
+    one = halves_K.new_ones(1, 1)
     p, P = halves_K[-1:], one
     for k in reversed(range(len(pulled))):
         W = pulled[k]

@@ -62,8 +62,8 @@ def logit_shift_report(
     first_C = [first_token(model, w) for w in words]
     if len(set(first_C)) < len(words):
         raise InputError(f"answers must begin with tokens of their own, got {words}")
-    right_N = torch.tensor([words.index(a) for a in answers])
     base_NV = next_logits(model, prompts).double().log_softmax(-1)
+    right_N = torch.tensor([words.index(a) for a in answers], device=base_NV.device)
     rows = []
     for strength in track(list(strengths), "sweeping strengths"):
         log_NV = next_logits(model, prompts, edits(strength)).double().log_softmax(-1)

@@ -52,8 +52,10 @@ def coupled(source_ND: Tensor, target_MD: Tensor) -> tuple[Tensor, Tensor, Tenso
     """
     n, m = len(source_ND), len(target_MD)
     device = source_ND.device
-    ends = torch.cat([m * torch.arange(1, n + 1), n * torch.arange(1, m + 1)])
-    ends = torch.unique(ends).to(device)  # in shares of 1 / (n m)
+    ends = torch.cat(
+        [m * torch.arange(1, n + 1, device=device), n * torch.arange(1, m + 1, device=device)]
+    )
+    ends = torch.unique(ends)  # in shares of 1 / (n m)
     share_K1 = ends.diff(prepend=ends.new_zeros(1))[:, None].to(source_ND) / (n * m)
     source_KD = source_ND.sort(0).values[(ends - 1) // m]
     return source_KD, target_MD.sort(0).values[(ends - 1) // n], share_K1

@@ -99,21 +99,25 @@ class ActivationReasoner(Steerer):
             raise InputError(f"targets must be concepts, got {unknown}")
         inputs, labels_NC = labelled(data, self.concepts)
         states = self._states(model, inputs)
-        bias_F = torch.zeros(len(self.encoder_FD)) if self.bias_F is None else self.bias_F
+        encoder_FD, decoder_FD = (
+            x.to(states[0].device) for x in (self.encoder_FD, self.decoder_FD)
+        )
+        bias_F = encoder_FD.new_zeros(len(encoder_FD)) if self.bias_F is None else self.bias_F
+        bias_F = bias_F.to(encoder_FD.device)
 
         def acts(features: Sequence[int] | slice) -> list[Tensor]:
-            encoder_KD, bias_K = self.encoder_FD[features], bias_F[features]
+            encoder_KD, bias_K = encoder_FD[features], bias_F[features]
             return [torch.relu(linear(x_TD, encoder_KD, bias_K)) for x_TD in states]
 
         reader = learnt(self.concepts, acts, labels_NC)
-        directions_CD = reader.writes_CK @ self.decoder_FD[reader.features]
+        directions_CD = reader.writes_CK @ decoder_FD[reader.features]
         names = list(self.concepts)
         directions = [weight * directions_CD[names.index(n)] for n, weight in targets.items()]
         fields: dict[str, Any] = {
-            "encoder_KD": self.encoder_FD[reader.features],
+            "encoder_KD": encoder_FD[reader.features],
             "bias_K": bias_F[reader.features],
             "weights_CK": reader.weights_CK,
-            "directions_GD": torch.stack(directions) if directions else self.decoder_FD[:0],
+            "directions_GD": torch.stack(directions) if directions else decoder_FD[:0],
             "concepts": tuple(names),
             "trees": reader.trees,
             "cuts": reader.cuts,

@@ -48,7 +48,7 @@ class Redirect(Controller):
         q, k, v = (memory.pop(part) for part in "qkv")
         self._check(x, scaled_dot_product_attention(q, k, v))
         object_BT = self._tokens(x.shape[1])
-        dose_B1 = torch.as_tensor(self.dose(x)).reshape(-1, 1).to(x)
+        dose_B1 = torch.as_tensor(self.dose(x), device=x.device).reshape(-1, 1).to(x)
         factor_BT = torch.where(object_BT, 1 - dose_B1 * (1 - self.suppress), 1.0)
         bias_BT = torch.where(object_BT, torch.log1p(-dose_B1), 0.0)
         new = scaled_dot_product_attention(

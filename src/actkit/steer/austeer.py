@@ -93,4 +93,4 @@ def _by_row(strength: Strength, beta: Tensor) -> Strength:
     """Return a number, or (B,) numbers with the axes of the units behind them."""
     if not isinstance(strength, Tensor) or not strength.dim():
         return strength
-    return strength.reshape(-1, *[1] * beta.dim())
+    return strength.to(beta.device).reshape(-1, *[1] * beta.dim())

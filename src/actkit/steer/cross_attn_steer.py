@@ -42,7 +42,9 @@ class Turn(Dosed):
     def __call__(self, x: Tensor) -> Tensor:
         """Return x + s against v, as long as before, where against > threshold |x|."""
         dose, v_D = self.dose(x), self.vector
-        against_BT1 = -torch.as_tensor(dose).sign() * (x * v_D).sum(-1, keepdim=True)
+        against_BT1 = -torch.as_tensor(dose, device=x.device).sign() * (x * v_D).sum(
+            -1, keepdim=True
+        )
         new = x + dose * against_BT1 * v_D
         length_BT1, least = x.norm(dim=-1, keepdim=True), torch.finfo(x.dtype).tiny
         new = new * (length_BT1 / new.norm(dim=-1, keepdim=True).clamp_min(least))

@@ -41,7 +41,11 @@ class Turn(Dosed):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return h |h| / |h'| with h' = h + a (1 - cos(h, a v)) v."""
-        h, v, a = x.float(), self.vector.float(), torch.as_tensor(self.dose(x)).float()
+        h, v, a = (
+            x.float(),
+            self.vector.float(),
+            torch.as_tensor(self.dose(x), device=x.device).float(),
+        )
         length = h.norm(dim=-1, keepdim=True)
         cos = (h @ v)[..., None] / (length * v.norm()).clamp_min(1e-30)
         gain = a - a.abs() * cos if self.adaptive else a
@@ -153,7 +157,7 @@ def _answer_starts(assoc: Rows, faithful: Rows) -> tuple[Tensor, Tensor]:
         same = (x == y != -1 for x, y in zip(a, f, strict=False))
         shared = max(sum(takewhile(bool, same)), 1)
         starts.append((min(shared, len(a) - 1), min(shared, len(f) - 1)))
-    start_B2 = torch.tensor(starts)
+    start_B2 = torch.tensor(starts, device=assoc.valid.device)
     return start_B2[:, 0], start_B2[:, 1]
 
 

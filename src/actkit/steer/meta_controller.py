@@ -36,7 +36,7 @@ class Recode(Dosed):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return e + strength U e."""
-        network = MetaNetwork(*self.sizes, seed=0)
+        network = MetaNetwork(*self.sizes, seed=0).to(x.device)
         vector_to_parameters(self.weights, network.parameters())
         return x + self.dose(x) * network.control(x, network.encode(x).code_BTZ)
 
@@ -70,7 +70,9 @@ def free_energy(
     if logits is None or logits.shape[:-1] != actions_NT.shape:
         shape = None if logits is None else tuple(logits.shape)
         raise InputError(f"logits {shape} must have the actions' (N, T), {tuple(actions_NT.shape)}")
-    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), actions_NT.flatten())
+    nll = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), actions_NT.to(logits.device).flatten()
+    )
     return nll + rate * read[0].divergence()
 
 

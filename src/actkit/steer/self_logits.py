@@ -129,7 +129,7 @@ def _weights(norm: nn.Module, width: int) -> dict[str, Any]:
         raise InputError(f"the final norm must have an eps, got {type(norm).__name__}")
     zeros_D = next(norm.parameters(), torch.zeros(())).new_zeros(width)
     large = 2.0**14  # eps does not count beside it, and float16 holds it
-    either_D = large * (1 - 2 * (torch.arange(width) % 2)).to(zeros_D)
+    either_D = large * (1 - 2 * (torch.arange(width, device=zeros_D.device) % 2)).to(zeros_D)
     with torch.no_grad():
         bias_D = norm(zeros_D)
         kind: dict[str, Any] = {

@@ -34,13 +34,14 @@ def pooled(log_p_nV: Tensor, ids_BA: Tensor | None) -> Tensor:
         picked.masked_fill(ids < 0, -torch.inf).logsumexp(-1))  # fmt: skip
 
 
-def token_ids(model: Model, given: Answers | None) -> Tensor | None:
-    """Return the (B, A) token ids of words, -1 where a row has fewer."""
+def token_ids(model: Model, given: Answers | None, beside: Tensor | None = None) -> Tensor | None:
+    """Return the (B, A) token ids of words, -1 where a row has fewer, on the device of `beside`."""
     if given is None:
         return None
     rows = [_row(model, row) for row in (given.tolist() if isinstance(given, Tensor) else given)]
     most = max(map(len, rows))
-    return torch.tensor([row + [-1] * (most - len(row)) for row in rows])
+    device = None if beside is None else beside.device
+    return torch.tensor([row + [-1] * (most - len(row)) for row in rows], device=device)
 
 
 def _row(model: Model, words: Any) -> list[int]:

@@ -46,7 +46,7 @@ def set_attention(
     if batch.tokens is None or len(keys) != len(batch.tokens):
         raise InputError(f"need keys for each row of tokens, got keys of {len(keys)} rows")
     valid = torch.ones_like(batch.tokens).bool() if batch.valid is None else batch.valid
-    row_BTHS = torch.zeros(len(keys), 1, 1, valid.shape[1])
+    row_BTHS = torch.zeros(len(keys), 1, 1, valid.shape[1], device=valid.device)
     for b, own in enumerate(keys):
         present = valid[b].nonzero()[:, 0]
         length = len(present)

@@ -57,11 +57,11 @@ def match_pattern(
     if temperature is not None:
         if not temperature > 0:
             raise InputError(f"a temperature must be above 0, got {temperature}")
-        hidden_TS = torch.ones(length, length).triu(1).bool()
+        hidden_TS = torch.ones(length, length, device=token_BT.device).triu(1).bool()
         return (match_BTS / temperature).masked_fill(hidden_TS, -torch.inf).softmax(-1)
     num_BT1 = match_BTS.sum(-1, keepdim=True)
     share_BT1 = strength * (num_BT1 > 0)
-    eye_BTS = torch.eye(length).expand(batch, -1, -1)
+    eye_BTS = torch.eye(length, device=token_BT.device).expand(batch, -1, -1)
     return share_BT1 * match_BTS / num_BT1.clamp_min(1) + (1 - share_BT1) * eye_BTS
 
 

@@ -54,7 +54,7 @@ class Demonstrations:
         """
         true, false = (model.encode(_rows(side)) for side in (self.true, self.false))
         a, b = (torch.as_tensor(side.tokens) for side in (true, false))
-        id_C = torch.tensor([_label_id(model, label) for label in self.labels])
+        id_C = torch.tensor([_label_id(model, label) for label in self.labels], device=a.device)
         if a.shape != b.shape:
             raise InputError(
                 "true and false prompts must have as many tokens, "
@@ -106,7 +106,7 @@ def accuracies(logits_LBV: Tensor, label_C: Tensor, answer_B: Tensor, calibrate:
     log_p_LBC = logits_LBV[..., label_C].log_softmax(-1)
     if calibrate:
         log_p_LBC = log_p_LBC - log_p_LBC.mean(1, keepdim=True)
-    return (log_p_LBC.argmax(-1) == answer_B).float().mean(-1)
+    return (log_p_LBC.argmax(-1) == answer_B.to(log_p_LBC.device)).float().mean(-1)
 
 
 def _rows(given: Sequence[str] | Tensor) -> Any:

@@ -93,7 +93,7 @@ def checked(
         others_BV = _log_probs(model, list(neighbours))
         after_BV = _log_probs(model, unrelated)
     ahead_B = wordings_BV[:, new] > wordings_BV[:, old]
-    kept_B = others_BV[torch.arange(len(own)), own] > others_BV[:, new]
+    kept_B = others_BV[torch.arange(len(own), device=others_BV.device), own] > others_BV[:, new]
     kl_B = (before_BV.exp() * (before_BV - after_BV)).sum(-1)
     means = (x.double().mean().item() for x in (ahead_B, kept_B, kl_B))
     return Checked(said_V[new].exp().item(), float(said_V[new] > said_V[old]), *means)

@@ -56,7 +56,8 @@ def head_classes(
 def attention_paid(trial: Trial) -> dict[str, Tensor]:
     """Return each head's mean attention of each of the `PATTERNS`, (L, H)."""
     at, names = _positions(trial), [site.name for site in trial.model.sites("attn_probs.*")]
-    rec, rows = trial.record("clean", names), torch.arange(len(trial))
+    rec = trial.record("clean", names)
+    rows = torch.arange(len(trial), device=rec.rows.valid.device)
     return {
         name: torch.stack([rec[n][rows, :, at[query], at[key]].mean(0).float() for n in names])
         for name, (query, key) in PATTERNS.items()
@@ -79,9 +80,10 @@ def copy_scores(
     Returns:
         (n,) shares of the prompts for n heads, and the same with the head's sign turned.
     """
-    model, at, rows = trial.model, _positions(trial)["indirect object"], torch.arange(len(trial))
+    model, at = trial.model, _positions(trial)["indirect object"]
+    rows = torch.arange(len(trial), device=at.device)
     if trial.plus is None or not heads:
-        return torch.zeros(len(heads)), torch.zeros(len(heads))
+        return at.new_zeros(len(heads)).float(), at.new_zeros(len(heads)).float()
     stream = trial.record("clean", "resid_post.0")["resid_post.0"]
     written = []
     for layer, head in heads:
@@ -95,7 +97,7 @@ def copy_scores(
             written.append(project(z_BHK.flatten(1)) - project(torch.zeros_like(z_BHK).flatten(1)))
     both = torch.cat([torch.cat(written), -torch.cat(written)])
     last = model.sites("resid_post.*")[-1].name
-    ids = torch.zeros(len(both), 1, dtype=torch.long)
+    ids = torch.zeros(len(both), 1, dtype=torch.long, device=both.device)
     logits = model.run(ids, edits=[set(last, both[:, None])], logits=True).logits
     best = torch.as_tensor(logits)[:, -1].topk(num_best).indices.view(2, len(heads), len(trial), -1)
     share = (best == trial.plus[:, 0].view(1, 1, -1, 1)).any(-1).float().mean(-1)

@@ -27,7 +27,7 @@ def induction_strength(probs_BHTS: Tensor, right_B: Tensor, wrong_B: Tensor) -> 
         (H,) strengths in [-1, 1]; 0 if a head does not tell the two apart.
     """
     last_BHS = probs_BHTS[:, :, -1]
-    row_B = torch.arange(len(last_BHS))
+    row_B = torch.arange(len(last_BHS), device=last_BHS.device)
     return (last_BHS[row_B, :, right_B] - last_BHS[row_B, :, wrong_B]).mean(0)
 
 
@@ -79,7 +79,7 @@ def heads_alone(
     Raises:
         InputError: An answer is no choice, or there are fewer than two choices.
     """
-    choice_C = torch.as_tensor(list(choices))
+    choice_C = torch.as_tensor(list(choices), device=answer_B.device)
     if len(set(choices)) < 2 or not torch.isin(answer_B, choice_C).all():
         raise InputError(f"answers must be among two choices or more, got {list(choices)}")
     site = model.sites(f"z.{layer}")[0]
@@ -113,6 +113,7 @@ def heads_alone(
 
 def _margins(logits_nV: Tensor, answer_B: Tensor, choice_C: Tensor) -> tuple[Tensor, Tensor]:
     """Return the answer's logit less the mean of the others', and whether it is the largest."""
+    answer_B, choice_C = answer_B.to(logits_nV.device), choice_C.to(logits_nV.device)
     answer_n = answer_B.repeat(len(logits_nV) // len(answer_B))
     chosen_nC = logits_nV[:, choice_C]
     own_n = logits_nV.gather(1, answer_n[:, None])[:, 0]

@@ -42,7 +42,7 @@ def prefix_matching(probs_BHTT: Tensor) -> Tensor:
     """
     num_tokens = probs_BHTT.shape[-1]
     length = num_tokens // 2
-    i_N = torch.arange(num_tokens - length, num_tokens)
+    i_N = torch.arange(num_tokens - length, num_tokens, device=probs_BHTT.device)
     return probs_BHTT[:, :, i_N, i_N - length + 1].float().mean((0, 2))
 
 

@@ -117,8 +117,8 @@ class InductionModel:
 def _first_layer(previous: Tensor, batch: IclBatch) -> tuple[Tensor, Tensor]:
     """Return each position's share of the asked class, (B, T), and before it the share's slope."""
     length = 2 * batch.class_BS.shape[1] - 1
-    before_TT = torch.ones(length, length).tril(-1).triu(-1).to(previous)
-    hidden_TT = torch.ones(length, length).triu(1).bool()
+    before_TT = previous.new_ones(length, length).tril(-1).triu(-1)
+    hidden_TT = previous.new_ones(length, length).triu(1).bool()
     attention_TT = (previous * before_TT).masked_fill(hidden_TT, -torch.inf).softmax(-1)
     slope_TT = attention_TT * (before_TT - (attention_TT * before_TT).sum(-1, keepdim=True))
     asked_BT = previous.new_zeros(len(batch.class_BS), length)

@@ -59,13 +59,14 @@ class LatentValues:
         width = model.sites("embeddings")[0].unit_shape
         if width is None:
             raise InputError("latent values need a network whose embeddings have a width")
+        device = next(model.module.parameters()).device
         generator, size = torch.Generator().manual_seed(self.seed), self.base * self.digits
         self.project_CD, self.readout_DC = (
-            (torch.randn(shape, generator=generator) * 0.1).requires_grad_()
+            (torch.randn(shape, generator=generator).to(device) * 0.1).requires_grad_()
             for shape in ((size, width[-1]), (width[-1], size))
         )
         optimizer = torch.optim.Adam([self.project_CD, self.readout_DC], self.rate)
-        values = {place: self._digits(number[traces_BT[:, place]]) for place in at.values()}
+        values = {p: self._digits(number[traces_BT[:, p]]).to(device) for p in at.values()}
         for _ in track(range(self.num_steps), "fitting latent values"):
             edits = [self._said(place, digits) for place, digits in values.items()]
             rec = model.run(traces_BT, record="final_norm", edits=edits, grad=True)
@@ -91,8 +92,8 @@ class LatentValues:
             rec = model.run(traces_BT[:, :place], record="final_norm", edits=edits)
             digits = self._read(rec["final_norm"][:, -1]).argmax(-1)
             edits.append(self._said(place, digits))
-            found.append((digits * self.base ** torch.arange(self.digits)).sum(-1))
-        return torch.stack(found, 1)
+            found.append((digits * self._powers(digits.device)).sum(-1))
+        return torch.stack(found, 1).to(traces_BT.device)
 
     def _digits(self, number_B: Tensor) -> Tensor:
         """Return (B, digits), the lowest first."""
@@ -101,7 +102,10 @@ class LatentValues:
                 f"values must be from 0 to {self.base**self.digits - 1}, "
                 f"got {int(number_B.min())} to {int(number_B.max())}"
             )
-        return number_B[:, None] // self.base ** torch.arange(self.digits) % self.base
+        return number_B[:, None] // self._powers(number_B.device) % self.base
+
+    def _powers(self, device: torch.device) -> Tensor:
+        return self.base ** torch.arange(self.digits, device=device)
 
     def _said(self, place: int, digits: Tensor) -> Edit:
         if self.project_CD is None:

@@ -144,7 +144,7 @@ def rank_correlations(values_CN: Tensor) -> Tensor:
     """Return Spearman's rank correlations of the rows, (C, C); NaN for constant rows."""
     from scipy.stats import rankdata
 
-    ranks = torch.as_tensor(rankdata(values_CN.numpy(), axis=-1))
+    ranks = torch.as_tensor(rankdata(values_CN.cpu().numpy(), axis=-1))
     ranks = ranks - ranks.mean(-1, keepdim=True)
     unit: Tensor = ranks / ranks.norm(dim=-1, keepdim=True)
     return unit @ unit.mT

@@ -64,6 +64,7 @@ def subspace_edits(
         basis_JD: V, orthonormal rows.
         where: Which tokens are patched; all if None.
     """
+    basis_JD = basis_JD.to(source[site].device)
     wide = torch.promote_types(source[site].dtype, basis_JD.dtype)
     put_in = source[site].to(wide) @ basis_JD.mT.to(wide) @ basis_JD.to(wide)
     return [project_out(site, basis_JD, where), add(site, put_in, where=where)]

@@ -104,7 +104,7 @@ class Task:
             check_lengths(model, clean, corrupt, sizes)
         else:
             check_align(self.align, sizes)
-        sides = [token_ids(model, given) for given in (self.answers, self.wrong)]
+        sides = [token_ids(model, given, clean.tokens) for given in (self.answers, self.wrong)]
         return Trial(self, model, clean, corrupt, *sides)
 
 

@@ -202,7 +202,7 @@ def final_layer_suppression(
     before_BD = parts.stream - parts.mlps_BLD[:, -1] - parts.heads_BLHD[:, -1].sum(1)
     before_BD = before_BD - parts.biases_LD[-1]
     log_p_2BV = torch.stack([lens(model, x_BD) for x_BD in (before_BD, parts.stream)])
-    before_B, after_B = log_p_2BV[:, torch.arange(len(answer_B)), answer_B]
+    before_B, after_B = log_p_2BV[:, torch.arange(len(answer_B), device=answer_B.device), answer_B]
     names = [f"z.{last}.{h}" for h in range(found.heads_BLH.shape[2])] + [f"mlp_out.{last}"]
     given_BC = torch.cat([found.heads_BLH[:, -1], found.mlps_BL[:, -1:]], 1)
     return Suppression(after_B - before_B, names, given_BC)

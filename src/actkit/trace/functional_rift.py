@@ -87,8 +87,9 @@ def functional_rift(
     """
     sites = [site.name for site in model.sites("resid_post.*")]
     rec = model.run(inputs, record=sites)
+    context = context.to(rec.rows.valid.device)
     index = _asked(rec.rows, context)
-    context_N = (context if context.dim() == 1 else context[index]).to(index[0].device)
+    context_N = context if context.dim() == 1 else context[index]
     if prior is None:
         prior_N = bigram_prior(model, rec.rows.token[index], start)
     else:
@@ -97,8 +98,9 @@ def functional_rift(
                 f"prior and context must be alike, got {tuple(prior.shape)} and "
                 f"{tuple(context.shape)}"
             )
-        prior_N = (prior if prior.dim() == 1 else prior[index]).to(index[0].device)
-    rows_N = torch.arange(len(context_N))
+        prior = prior.to(context.device)
+        prior_N = prior if prior.dim() == 1 else prior[index]
+    rows_N = torch.arange(len(context_N), device=context_N.device)
     told, known, top = [], [], []
     for site in track(sites, "reading layers"):
         p_NV = lens(model, rec[site][index]).exp()

@@ -94,7 +94,8 @@ class Optogenetics:
         """Forbid attention to the previous token; the rest is normalised, and learns."""
 
         def masked(scores_BTHS: Tensor) -> Tensor:
-            before_TS = torch.ones(scores_BTHS.shape[1], scores_BTHS.shape[3]).tril(-1).triu(-1)
+            size = scores_BTHS.shape[1], scores_BTHS.shape[3]
+            before_TS = torch.ones(size, device=scores_BTHS.device).tril(-1).triu(-1)
             lowest = torch.finfo(scores_BTHS.dtype).min
             return scores_BTHS.masked_fill(before_TS.bool()[:, None], lowest)
 
@@ -130,7 +131,7 @@ class Optogenetics:
 
         The attention is still learnt: gradients reach it.
         """
-        is_label_BT = torch.isin(self.token_BT, torch.as_tensor(list(labels)))
+        is_label_BT = torch.isin(self.token_BT, self.token_BT.new_tensor(list(labels)))
         label_BT, key = self.token_BT.masked_fill(~is_label_BT, -1), f"copy {layer}.{head}"
         watch, write = (CopyHead(label_BT, gain, key=key, watch=w) for w in (True, False))
         return [Edit(f"attn_probs.{layer}", watch, Where(heads=head)), Edit("logits", write)]
