@@ -7,15 +7,17 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import PicklingError
 from statistics import fmean, stdev
 from typing import Any
 
 from actkit.catalog import FAMILIES
 from actkit.core.as_json import as_json
+from actkit.core.digest import digest
 from actkit.core.engines import Ray, as_done
 from actkit.core.errors import ActkitError, DataError, InputError, MethodError
 from actkit.core.model import Model
-from actkit.core.protocol import Metric, Protocol
+from actkit.core.protocol import Measure, Metric, Protocol
 from actkit.core.provenance import stamp
 
 CONFIDENCE = 0.95
@@ -176,17 +178,15 @@ class Leaderboard:
 class _Job:
     """One run; it can be pickled if its parts can."""
 
-    protocol: Protocol
     name: str
     method: Any
-    task: Any
-    model: Model | None
     seed: int
+    measure: Measure
 
     def __call__(self) -> Run:
         """Measure; what a method refuses is kept as its error, so that no other run is lost."""
         try:
-            values = self.protocol.measure(self.method, self.task, self.model, self.seed)
+            values = self.measure(self.method)
         except ActkitError as error:
             return Run(self.name, self.seed, {}, f"{type(error).__name__}: {error}")
         return Run(self.name, self.seed, {k: float(v) for k, v in values.items()})
@@ -227,9 +227,10 @@ def compare(
     if not numbers:
         raise InputError(f"a comparison needs at least one seed, got {seeds!r}")
     chosen = protocol.chosen(task, methods)
-    about = stamp(model, family=family, task=str(task))
+    about = stamp(model, family=family, task=str(task), **_data_hash(task, log))
     kept = _Log(log, about)
-    jobs = [_Job(protocol, n, m, task, model, seed) for seed in numbers for n, m in chosen.items()]
+    rounds = {seed: protocol.round(task, model, seed) for seed in numbers}
+    jobs = [_Job(n, m, seed, rounds[seed]) for seed in numbers for n, m in chosen.items()]
     todo = [job for job in jobs if (job.name, job.seed) not in kept.runs]
     for _, run in as_done(_Job.__call__, todo, engine, f"comparing {family}"):
         kept.add(run)
@@ -246,6 +247,21 @@ def _protocol(family: str) -> Protocol:
         raise MethodError(f"family {family} has no protocol yet")
     protocol: Protocol = import_module(name).PROTOCOL
     return protocol
+
+
+def _data_hash(task: Any, log: str | Path | None) -> dict[str, str]:
+    """Return what tells a user's task from another one of its name; nothing for bundled ones."""
+    if isinstance(task, str):
+        return {}
+    try:
+        return {"data": digest(task)}
+    except (PicklingError, AttributeError, TypeError) as error:
+        if log is None:
+            return {}
+        raise InputError(
+            f"a log needs a task that can be told from others, {task} holds what cannot be "
+            f"pickled: {error}"
+        ) from error
 
 
 class _Log:

@@ -37,8 +37,42 @@ ALIASES = {
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _BLOCKS = re.compile(r"blocks\.([^.]+)\.(.+)")
 _HEAD = re.compile(r"(.+\.\d+)\.(\d+)")
+_NAMED = re.compile(r"((?:.+\.)?([a-z_]+))\.(\d+)(\.\d+)?")
 _SUFFIX = re.compile(r"(.*:(?:in|out))((?:\.\w+)*(?:#\d+)?)")
 _PATH = re.compile(r"(?P<path>[^:]*):(?P<side>in|out)(?P<items>(\.\w+)*)(#(?P<call>\d+))?")
+
+
+def layer_of(name: str) -> int:
+    """Return the block of a site: of its name, of one head's, or of an alias.
+
+    Raises:
+        SiteError: The name is of no point of a block.
+
+    Example:
+        >>> layer_of("encoder.resid_post.3"), layer_of("z.3.7"), layer_of("blocks.3.attn.hook_z")
+        (3, 3, 3)
+    """
+    alias, found = _BLOCK.fullmatch(name), _NAMED.fullmatch(name)
+    if alias is not None and alias[2] in ALIASES:
+        return int(alias[1])
+    if found is None or found[2] not in POINTS:
+        raise SiteError(f"a point of one block is needed, such as resid_post.3, got {name!r}")
+    return int(found[3])
+
+
+def points_of(name: str) -> tuple[str, ...]:
+    """Return the points that a site's name can mean, with its stack: several for some aliases.
+
+    What is no whole point of a block, such as a single head, has none.
+
+    Example:
+        >>> points_of("encoder.z.3"), points_of("blocks.3.mlp.hook_pre"), points_of("z.3.7")
+        (('encoder.z',), ('mlp_gate', 'mlp_pre'), ())
+    """
+    alias, found = _BLOCK.fullmatch(name), _NAMED.fullmatch(name)
+    if alias is not None:
+        return ALIASES.get(alias[2], ())
+    return (found[1],) if found is not None and found[2] in POINTS and not found[4] else ()
 
 
 class Addresses:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from actkit.core.addresses import layer_of
 from actkit.core.edit import Edit, add
 from actkit.core.errors import InputError
 from actkit.core.model import Model
@@ -90,5 +91,9 @@ def additive(
 
 
 def by_layer(values: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    """Return what is known of sites `point.n` by n."""
-    return {int(name.rpartition(".")[2]): value for name, value in values.items()}
+    """Return what is known of sites `point.n`, or of their aliases, by n.
+
+    Raises:
+        SiteError: A name is of no block.
+    """
+    return {layer_of(name): value for name, value in values.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actkit.core.addresses import layer_of
 from actkit.core.errors import InputError, SiteError
 from actkit.core.model import Model
 from actkit.core.sites import Site
@@ -38,7 +39,7 @@ class Part:
     @property
     def layer(self) -> int:
         """Return the block's index."""
-        return int(self.site.rpartition(".")[2])
+        return layer_of(self.site)
 
     @property
     def where(self) -> Where:

@@ -108,6 +108,22 @@ class Task:
         return Trial(self, model, clean, corrupt, *sides)
 
 
+def as_trial(model: Model, task: "Task | Trial") -> "Trial":
+    """Return a task on a network; a trial of it as it is.
+
+    Every function that takes a network and a task goes through here: a trial carries the tokens
+    and the answers of its own network, which mean something else in another one.
+
+    Raises:
+        InputError: The trial is of another network, or the task does not fit this one.
+    """
+    if not isinstance(task, Trial):
+        return task.on(model)
+    if task.model is not model:
+        raise InputError(f"the trial is of {task.model!r}, not of {model!r}")
+    return task
+
+
 NEEDS = {
     "logit difference": ("answers", "wrong"),
     "probability": ("answers",),
