@@ -14,7 +14,7 @@ from typing import Any
 from actkit.catalog import FAMILIES
 from actkit.core.as_json import as_json
 from actkit.core.digest import digest
-from actkit.core.engines import Ray, as_done
+from actkit.core.engines import Ray, as_done, check_engine
 from actkit.core.errors import ActkitError, DataError, InputError, MethodError
 from actkit.core.model import Model
 from actkit.core.protocol import Measure, Metric, Protocol
@@ -218,15 +218,14 @@ def compare(
 
     Raises:
         MethodError: No such family, or one without a protocol.
-        InputError: An unknown task or method; no seeds.
+        InputError: An unknown task or method; no seeds; no network where one is needed, or one
+            where none takes part.
         DataError: The log is of another comparison.
     """
-    protocol = _protocol(family)
-    task = protocol.tasks[0] if task is None else task
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not numbers:
         raise InputError(f"a comparison needs at least one seed, got {seeds!r}")
-    chosen = protocol.chosen(task, methods)
+    protocol, task, chosen = planned(family, model is not None, task, methods, engine)
     about = stamp(model, family=family, task=str(task), **_data_hash(task, log))
     kept = _Log(log, about)
     rounds = {seed: protocol.round(task, model, seed) for seed in numbers}
@@ -237,6 +236,34 @@ def compare(
     runs = tuple(kept.runs[job.name, job.seed] for job in jobs)
     title = f"{family}: {task}{f' on {model.name}' if model else ''}"
     return Leaderboard(title, protocol.metrics, runs, about)
+
+
+def planned(
+    family: str,
+    has_model: bool,
+    task: Any = None,
+    methods: Any = None,
+    engine: str | Ray = "local",
+) -> tuple[Protocol, Any, dict[str, Any]]:
+    """Return protocol, task and methods of a comparison, before a network is opened for it.
+
+    Raises:
+        MethodError: As in `compare`.
+        InputError: As in `compare`; a network is needed, or is none.
+        EngineError: The engine is unknown, or Ray is not installed.
+    """
+    protocol = _protocol(family)
+    task = protocol.tasks[0] if task is None else task
+    chosen = protocol.chosen(task, methods)
+    check_engine(engine)
+    if protocol.on_model and not has_model:
+        raise InputError(
+            f"methods of {family} are compared on a network, got none: pass one, as in "
+            f"ak.compare({family!r}, model) or `actkit compare {family} smollm2`"
+        )
+    if has_model and not protocol.on_model:
+        raise InputError(f"methods of {family} are compared on planted data: leave the network out")
+    return protocol, task, chosen
 
 
 def _protocol(family: str) -> Protocol:

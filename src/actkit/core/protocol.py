@@ -44,10 +44,12 @@ class Protocol(ABC):
     Attributes:
         metrics: What is measured; the first two are the axes of the Pareto plot.
         tasks: Names of the bundled tasks, the default first.
+        on_model: Whether methods are compared on a network; else the protocol plants its data.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
     tasks: ClassVar[tuple[str, ...]]
+    on_model: ClassVar[bool] = False
 
     @abstractmethod
     def methods(self, task: Any) -> Mapping[str, Any]:

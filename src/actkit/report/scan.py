@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from actkit.core.engines import check_engine
 from actkit.core.errors import InputError, ModelError, SiteError
 from actkit.core.model import Model
 from actkit.core.provenance import stamp
@@ -52,6 +53,8 @@ def scan(
         ModelError: The network has no blocks to ask about.
         InputError: There are no data, or none that the network takes; an unknown question.
     """
+    questions = None if questions is None else list(questions)
+    check_scan(questions, settings.get("engine", "local"))
     asked = _asked(questions)
     once = isinstance(data, Iterator)
     if against is not None and once:
@@ -85,6 +88,17 @@ def scan(
         about["against"] = stamp(against)
     versus = "" if against is None else f" and those of {against.name}"
     return Report(f"{model.name}: what its activations do{versus}", about, pages)
+
+
+def check_scan(questions: Iterable[str] | None, engine: Any = "local") -> None:
+    """Refuse questions and an engine that do not exist, before a network is opened.
+
+    Raises:
+        InputError: A question is unknown, or there is none.
+        EngineError: The engine is unknown, or Ray is not installed.
+    """
+    _asked(questions)
+    check_engine(engine)
 
 
 def _asked(keys: Iterable[str] | None) -> list[Question]:

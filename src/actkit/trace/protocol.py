@@ -73,6 +73,7 @@ class TraceProtocol(Protocol):
         Metric("AUC", better="higher"),
     )
     tasks: ClassVar = tuple(TASKS)
+    on_model: ClassVar = True
 
     def methods(self, task: Any) -> Mapping[str, Any]:
         """Return every localizer that needs no settings, and the random control."""
