@@ -19,6 +19,7 @@ from actkit.core.errors import ActkitError, DataError, InputError, MethodError
 from actkit.core.model import Model
 from actkit.core.protocol import Measure, Metric, Protocol
 from actkit.core.provenance import stamp
+from actkit.core.writing import write_text
 
 CONFIDENCE = 0.95
 
@@ -75,6 +76,10 @@ class Leaderboard:
     runs: tuple[Run, ...]
     about: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        """Return the title and the table."""
+        return f"{self.title}\n\n{self.table()}"
+
     def scores(self) -> dict[str, dict[str, Score]]:
         """Return the scores of each method by metric, the best method first."""
         names = dict.fromkeys(r.method for r in self.runs)
@@ -123,6 +128,9 @@ class Leaderboard:
 
         Args:
             path: Also write it there, as a page that opens offline.
+
+        Raises:
+            DataError: The file cannot be written.
         """
         import plotly.graph_objects as go
 
@@ -144,7 +152,7 @@ class Leaderboard:
         for axis, metric in ((figure.update_xaxes, second), (figure.update_yaxes, first)):
             axis(title=_axis(metric), type="log" if metric.log else "linear")
         if path is not None:
-            figure.write_html(path, include_plotlyjs=True)
+            write_text(path, figure.to_html(include_plotlyjs=True))
         return figure
 
     def print(self) -> None:
@@ -159,6 +167,9 @@ class Leaderboard:
 
         Args:
             path: Also write it there.
+
+        Raises:
+            DataError: The file cannot be written.
         """
         scores = {n: {m: asdict(s) for m, s in own.items()} for n, own in self.scores().items()}
         facts: dict[str, Any] = {"title": self.title, "about": self.about, "front": self.front()}
@@ -166,7 +177,7 @@ class Leaderboard:
         facts |= {"runs": [asdict(r) for r in self.runs]}
         text = as_json(facts)
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            write_text(path, text)
         return text
 
     def _scores_of(self, name: str) -> dict[str, Score]:

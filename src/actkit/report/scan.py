@@ -1,12 +1,14 @@
 """Scan: stream data through a network once and answer the first questions about it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from actkit.core.engines import check_engine
 from actkit.core.errors import InputError, ModelError, SiteError
 from actkit.core.model import Model
 from actkit.core.provenance import stamp
+from actkit.core.tokens import token_label
 from actkit.core.untrained import untrained
 from actkit.report.asked import QUESTIONS
 from actkit.report.feed import Feed
@@ -137,7 +139,7 @@ class _Subject:
         pairs = [(q, stacks[n]) for n in reached for q in asked if stacks[n].of(q.kind)]
         wanted, places = _wanted([(q, layers) for q, layers in pairs if q.measure is None])
         fed = model.observe(given, wanted, **settings) if wanted else {}
-        decode = None if model.tokenizer is None else model.tokenizer.decode
+        decode = None if model.tokenizer is None else partial(token_label, model.tokenizer)
         self.read: dict[str, dict[str, Seen]] = {name: {} for name in reached}
         for question, layers in pairs:
             if question.measure is None:

@@ -19,6 +19,7 @@ from actkit.core.inputs import Batch
 from actkit.core.model import Model, Names
 from actkit.core.recording import Recording
 from actkit.core.sweep import positions
+from actkit.core.tokens import token_labels
 from actkit.trace._answers import Answers, again, pooled, token_ids
 from actkit.trace._pairs import aligned, check_align, check_lengths, lengths
 
@@ -79,6 +80,11 @@ class Task:
     def __str__(self) -> str:
         """Return the name."""
         return self.name
+
+    def __repr__(self) -> str:
+        """Return the name, the number of pairs and the metric."""
+        metric = self.metric if isinstance(self.metric, str) else "a function"
+        return f"Task({self.name!r}, {len(self)} pairs, metric={metric!r}, at={self.at!r})"
 
     def __getitem__(self, index: slice | Sequence[int]) -> "Task":
         """Return the task of some of its pairs."""
@@ -157,6 +163,10 @@ class Trial:
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self.task)
+
+    def __repr__(self) -> str:
+        """Return the task and the network; `report` says what it does."""
+        return f"Trial({self.task!r}, {self.model!r})"
 
     def metric(self, logits_nPV: Tensor) -> Tensor:
         """Return the task's number for each row, (n,); it can be differentiated.
@@ -264,7 +274,7 @@ class Trial:
         if tokens is None:
             raise InputError("a task needs prompts of tokens")
         ids = tokens[0][self.valid("clean")[0]].tolist()
-        return [str(i) if tokenizer is None else tokenizer.decode([i]) for i in ids]
+        return token_labels(tokenizer, ids)
 
     @property
     def length(self) -> int:
