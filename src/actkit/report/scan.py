@@ -13,12 +13,11 @@ from actkit.core.untrained import untrained
 from actkit.report.asked import QUESTIONS
 from actkit.report.feed import Feed
 from actkit.report.layers import Layers, find_layers
-from actkit.report.questions import Question, Seen
+from actkit.report.questions import CONTROL, Question, Seen
 from actkit.report.report import Page, Report
 from actkit.report.usual import LANGUAGE, kind_of, usual
 from actkit.report.words import listed
 
-CONTROL = "untrained"
 BATCH = 8
 """Samples in one run, if nothing else is asked."""
 

@@ -307,6 +307,11 @@ def _random(model: Model, steerer: Steerer, chosen: Point, bare: "_Bare") -> tup
     if any(edit.operation.name != "add" for edit in edits):
         return ()
     task = bare.task
-    draws = track(list(range(DRAWS)), "random vectors")
-    logits = (next_logits(model, task.prompts, random_like(edits, seed)) for seed in draws)
-    return tuple(float((task.log_odds(model, moved) - bare.log_odds_N).mean()) for moved in logits)
+    draws = [random_like(edits, seed) for seed in range(DRAWS)]
+
+    def odds(logits_nPV: torch.Tensor) -> torch.Tensor:
+        return task.log_odds(model, logits_nPV[:, -1])
+
+    odds_VN = model.sweep(task.prompts, draws, odds)
+    rise_VN = odds_VN - bare.log_odds_N.to(odds_VN.device)
+    return tuple(float(rise_N.mean()) for rise_N in rise_VN)
