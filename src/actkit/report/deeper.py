@@ -151,7 +151,7 @@ def extremes(names: Sequence[str], results: Sequence[ExtremeTokensResult], _: De
     top = peaks.index(max(peaks))
     findings = [
         f"{percent(heads_at_rest(results))} of heads ({sum(at_rest)} of {heads:,}) rest on the "
-        f"first token: they give it more than {percent(ExtremeTokens.threshold)} of their attention.",
+        f"first token: it gets more than {percent(ExtremeTokens.threshold)} of their attention.",
         f"Its values are drained, below half the usual length, at {drained} of "
         f"{count(len(results), 'layer')}.",
         f"Its state is {number(peaks[top])} times as long as the median token's at layer "
