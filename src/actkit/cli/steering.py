@@ -54,7 +54,8 @@ def method_of(name: str | None, needs_layers: bool = False) -> Callable[[], ak.s
         raise InputError(f"{name} needs {', '.join(needed)}; call it from Python")
     if needs_layers and "layers" not in settings:
         raise InputError(f"{name} chooses its layers itself, got --layer")
-    return found  # type: ignore[no-any-return]
+    made: Callable[[], ak.steer.Steerer] = found
+    return made
 
 
 @dataclass(frozen=True)
