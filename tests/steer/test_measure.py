@@ -87,9 +87,8 @@ def decoded(model: Model, ids: torch.Tensor, edits: list[ak.Edit]) -> float:
 @pytest.mark.parametrize("point", ["resid_post.1", "blocks.0.hook_mlp_out", "attn_probs.1"])
 def test_one_pass_is_what_decoding_gives(tokens: Any, point: str) -> None:
     model, ids = tiny.model(), torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]])
-    vector = torch.tensor(0.3) if "attn" in point else V
-    operation = ak.scale if "attn" in point else ak.add
-    edits = [operation(point, vector, where=ak.Where(tokens=tokens))]
+    where = ak.Where(tokens=tokens)
+    edits = [ak.scale(point, 0.3, where) if "attn" in point else ak.add(point, V, where=where)]
     assert forced_loss(model, ids, edits) == pytest.approx(decoded(model, ids, edits), rel=1e-5)
     if tokens != "prompt":
         assert abs(forced_loss(model, ids, edits) - forced_loss(model, ids)) > 1e-4

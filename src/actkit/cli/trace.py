@@ -76,7 +76,6 @@ def _localizer(method: str, parts: str | None) -> Any:
     """Return a method that scores parts, with the parts asked for."""
     import actkit as ak
     from actkit.catalog import entry
-    from actkit.trace._parts import as_parts
 
     if entry(method).family != "trace":
         raise InputError(f"tracing needs a method of the family trace, got {method!r}")
@@ -90,7 +89,7 @@ def _localizer(method: str, parts: str | None) -> Any:
     if parts is not None and "parts" not in settings:
         raise InputError(f"{method} chooses its parts itself, got --parts {parts}")
     if parts is not None:
-        as_parts(parts)
+        ak.trace.as_parts(parts)
     asked: dict[str, Any] = {} if parts is None else {"parts": parts}
     return made(**asked)
 
