@@ -24,6 +24,7 @@ def uneven() -> Model:
     ]
     for scale, block in zip((0.02, 1.0, 9.0), blocks, strict=True):
         block[0].weight.data *= scale  # small in some layers, large in others
+        block[0].bias.data *= scale
     return Model(nn.Sequential(*blocks), name="uneven")
 
 
