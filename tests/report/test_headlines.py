@@ -47,7 +47,9 @@ def test_the_headline_stands_in_the_findings(pages: list[Page]) -> None:
     for page in pages:
         assert page.answer is not None
         own = [f for f in page.findings if "untrained" not in f]
-        assert any(page.answer.shown() in finding for finding in own), (page.key, page.answer, own)
+        shown = page.answer.shown()
+        said = "the median size there is 0" if shown == "∞" else shown
+        assert any(said in finding for finding in own), (page.key, page.answer, own)
 
 
 def test_small_activations_are_counted_among_all_not_layer_by_layer() -> None:

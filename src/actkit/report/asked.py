@@ -16,7 +16,9 @@ from actkit.read.spectrum import Spectrum
 from actkit.read.stream_dynamics import StreamDynamics
 from actkit.read.voids import Voids
 from actkit.report import deeper, findings
+from actkit.report.findings import Told
 from actkit.report.questions import Question
+from actkit.report.words import percent
 
 SEARCHED = 512
 """Tokens on which the neurons that are needed are searched."""
@@ -32,6 +34,13 @@ def _growth(results: Sequence[Any]) -> float:
 
 def _largest(results: Sequence[Any]) -> float:
     return max(float(r.ratios[0]) for r in results)
+
+
+def _dimensions(names: Sequence[str], results: Sequence[Any], decode: findings.Decode) -> Told:
+    """Tell how many dimensions the rows spread over, and the headline in words."""
+    said, figures = findings.dimensions(names, results, decode)
+    middle = percent(findings.median_rank(results))
+    return [*said, f"In the median layer the effective rank is {middle} of the width."], figures
 
 
 QUESTIONS = (
@@ -50,7 +59,7 @@ QUESTIONS = (
         texts="All tokens, the first one too: massive activations live there.",
     ),
     Question(
-        "spectrum", "How many dimensions are used?", "stream", Spectrum, findings.dimensions,
+        "spectrum", "How many dimensions are used?", "stream", Spectrum, _dimensions,
         findings.median_rank, "effective rank / width, in the median layer", percent=True,
         note="Effective rank: exp of the entropy of the covariance's eigenvalues. RankMe: the same "
         "of singular values, the mean not taken off.",

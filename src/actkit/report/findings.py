@@ -207,8 +207,6 @@ def dimensions(names: Sequence[str], results: Sequence[SpectrumResult], _: Decod
             f"{count(few, 'layer')} had fewer than {ROWS_PER_DIMENSION} rows for each dimension, "
             "which makes these numbers too low there."
         )
-    middle = percent(median_rank(results))
-    findings.append(f"In the median layer the effective rank is {middle} of the width.")
     figure = figure_of(
         "Dimensions in use", names, "number",
         {"effective rank": ranks, "RankMe": [r.rankme for r in results],
