@@ -127,6 +127,36 @@ def test_unknown_names_list_the_nearest() -> None:
         entry("qqqq")
 
 
+@pytest.mark.parametrize("name", ["CAA", "Caa", "steer.caa", "steer.CAA", "Steer.caa"])
+def test_a_method_is_found_by_other_ways_to_write_its_name(name: str) -> None:
+    assert get(name) is get("caa")
+
+
+def test_classes_and_hyphens_are_names_too() -> None:
+    assert entry("attribution-patching") is entry("AttributionPatching")
+    for own in ALL:
+        assert entry(own.name) is entry(f"{own.family}.{own.name}") is own
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("trace.caa", "caa is of the family steer"),
+        ("cook.caa", "families: read, find, trace"),
+        ("caaa", "nearest: caa$"),
+        ("steer.caaa", "nearest: caa$"),
+    ],
+)
+def test_what_is_no_name_leads_to_one(name: str, said: str) -> None:
+    with pytest.raises(MethodError, match=said):
+        get(name)
+
+
+def test_a_class_in_place_of_its_name_is_refused() -> None:
+    with pytest.raises(MethodError, match="asked for by its name, got ABCMeta"):
+        get(get("caa"))  # type: ignore[arg-type]
+
+
 def test_methods_of_one_family_are_all_of_its_methods() -> None:
     for family in FAMILIES:
         assert methods(family) == [e for e in ALL if e.family == family]

@@ -9,12 +9,12 @@ code: nothing is written twice, and adding a method edits no list.
 import ast
 import importlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from actkit.core.errors import MethodError
 
@@ -35,6 +35,21 @@ FAMILIES = {
     "brain": "compare networks with the brain; decode and model recordings",
 }
 """The nine families and what each is for."""
+
+
+class Method(Protocol):
+    """A method as `get` returns it: a class or a function, called with its settings or its data.
+
+    Attributes:
+        __name__: Of the class or function.
+        __method__: The paper and the place in it.
+    """
+
+    __name__: str
+    __method__: str
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        """Return an object of the class, or what the function returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,23 +110,64 @@ def methods(family: str | None = None) -> list[Entry]:
 def entry(name: str) -> Entry:
     """Return what is known of a method, without importing it.
 
+    Args:
+        name: As `ak.methods()` lists it, with its family in front if you like ("steer.caa"), or
+            the name of its class ("CAA"); case and hyphens do not count.
+
     Raises:
         MethodError: There is no such method; the message lists the nearest names.
     """
+    if not isinstance(name, str):
+        raise MethodError(f"a method is asked for by its name, got {type(name).__name__}")
     found = _entries()
-    if name not in found:
-        near = ", ".join(get_close_matches(name, found)) or "none is close"
-        raise MethodError(f"no method {name!r} among {len(found)}; nearest: {near}")
-    return found[name]
+    named = found.get(name) or _called(name, found)
+    if named is None:
+        raise MethodError(f"no method {name!r} among {len(found)}; {_near(name, found)}")
+    return named
 
 
-def get(name: str) -> Any:
+def get(name: str) -> Method:
     """Import a method and return its class or function.
 
+    Args:
+        name: As in `entry`: "caa", "steer.caa", or "CAA".
+
     Raises:
         MethodError: There is no such method; the message lists the nearest names.
+
+    Example:
+        >>> get("CAA") is get("steer.caa") is get("caa")
+        True
     """
-    return entry(name).load()
+    made: Method = entry(name).load()
+    return made
+
+
+def _called(name: str, found: Mapping[str, Entry]) -> Entry | None:
+    """Return the one method that is meant by another way to write its name."""
+    family, dot, bare = name.rpartition(".")
+    own = [e for e in found.values() if not dot or e.family == family.lower()]
+    met = [e for e in own if _plain(bare) in (_plain(e.name), _plain(e.object))]
+    return met[0] if len(met) == 1 else None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def _near(name: str, found: Mapping[str, Entry]) -> str:
+    """Return what may have been meant, in words."""
+    family, dot, bare = name.rpartition(".")
+    asked = _plain(bare)
+    if dot and family.lower() not in FAMILIES:
+        return f"families: {', '.join(FAMILIES)}"
+    names = {_plain(e.name): e for e in found.values()}
+    classes = {_plain(e.object): e for e in found.values()}
+    if dot and (other := names.get(asked) or classes.get(asked)):
+        return f"{other.name} is of the family {other.family}"
+    close = [names[n].name for n in get_close_matches(asked, names)]
+    close = close or [classes[n].name for n in get_close_matches(asked, classes)]
+    return f"nearest: {', '.join(dict.fromkeys(close)) or 'none is close'}"
 
 
 @cache

@@ -7,16 +7,19 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import PicklingError
 from statistics import fmean, stdev
 from typing import Any
 
 from actkit.catalog import FAMILIES
 from actkit.core.as_json import as_json
-from actkit.core.engines import Ray, as_done
+from actkit.core.digest import digest
+from actkit.core.engines import Ray, as_done, check_engine
 from actkit.core.errors import ActkitError, DataError, InputError, MethodError
 from actkit.core.model import Model
-from actkit.core.protocol import Metric, Protocol
+from actkit.core.protocol import Measure, Metric, Protocol
 from actkit.core.provenance import stamp
+from actkit.core.writing import write_text
 
 CONFIDENCE = 0.95
 
@@ -73,6 +76,10 @@ class Leaderboard:
     runs: tuple[Run, ...]
     about: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        """Return the title and the table."""
+        return f"{self.title}\n\n{self.table()}"
+
     def scores(self) -> dict[str, dict[str, Score]]:
         """Return the scores of each method by metric, the best method first."""
         names = dict.fromkeys(r.method for r in self.runs)
@@ -121,6 +128,9 @@ class Leaderboard:
 
         Args:
             path: Also write it there, as a page that opens offline.
+
+        Raises:
+            DataError: The file cannot be written.
         """
         import plotly.graph_objects as go
 
@@ -142,7 +152,7 @@ class Leaderboard:
         for axis, metric in ((figure.update_xaxes, second), (figure.update_yaxes, first)):
             axis(title=_axis(metric), type="log" if metric.log else "linear")
         if path is not None:
-            figure.write_html(path, include_plotlyjs=True)
+            write_text(path, figure.to_html(include_plotlyjs=True))
         return figure
 
     def print(self) -> None:
@@ -157,6 +167,9 @@ class Leaderboard:
 
         Args:
             path: Also write it there.
+
+        Raises:
+            DataError: The file cannot be written.
         """
         scores = {n: {m: asdict(s) for m, s in own.items()} for n, own in self.scores().items()}
         facts: dict[str, Any] = {"title": self.title, "about": self.about, "front": self.front()}
@@ -164,7 +177,7 @@ class Leaderboard:
         facts |= {"runs": [asdict(r) for r in self.runs]}
         text = as_json(facts)
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            write_text(path, text)
         return text
 
     def _scores_of(self, name: str) -> dict[str, Score]:
@@ -176,17 +189,15 @@ class Leaderboard:
 class _Job:
     """One run; it can be pickled if its parts can."""
 
-    protocol: Protocol
     name: str
     method: Any
-    task: Any
-    model: Model | None
     seed: int
+    measure: Measure
 
     def __call__(self) -> Run:
         """Measure; what a method refuses is kept as its error, so that no other run is lost."""
         try:
-            values = self.protocol.measure(self.method, self.task, self.model, self.seed)
+            values = self.measure(self.method)
         except ActkitError as error:
             return Run(self.name, self.seed, {}, f"{type(error).__name__}: {error}")
         return Run(self.name, self.seed, {k: float(v) for k, v in values.items()})
@@ -218,24 +229,52 @@ def compare(
 
     Raises:
         MethodError: No such family, or one without a protocol.
-        InputError: An unknown task or method; no seeds.
+        InputError: An unknown task or method; no seeds; no network where one is needed, or one
+            where none takes part.
         DataError: The log is of another comparison.
     """
-    protocol = _protocol(family)
-    task = protocol.tasks[0] if task is None else task
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not numbers:
         raise InputError(f"a comparison needs at least one seed, got {seeds!r}")
-    chosen = protocol.chosen(task, methods)
-    about = stamp(model, family=family, task=str(task))
+    protocol, task, chosen = planned(family, model is not None, task, methods, engine)
+    about = stamp(model, family=family, task=str(task), **_data_hash(task, log))
     kept = _Log(log, about)
-    jobs = [_Job(protocol, n, m, task, model, seed) for seed in numbers for n, m in chosen.items()]
+    rounds = {seed: protocol.round(task, model, seed) for seed in numbers}
+    jobs = [_Job(n, m, seed, rounds[seed]) for seed in numbers for n, m in chosen.items()]
     todo = [job for job in jobs if (job.name, job.seed) not in kept.runs]
     for _, run in as_done(_Job.__call__, todo, engine, f"comparing {family}"):
         kept.add(run)
     runs = tuple(kept.runs[job.name, job.seed] for job in jobs)
     title = f"{family}: {task}{f' on {model.name}' if model else ''}"
     return Leaderboard(title, protocol.metrics, runs, about)
+
+
+def planned(
+    family: str,
+    has_model: bool,
+    task: Any = None,
+    methods: Any = None,
+    engine: str | Ray = "local",
+) -> tuple[Protocol, Any, dict[str, Any]]:
+    """Return protocol, task and methods of a comparison, before a network is opened for it.
+
+    Raises:
+        MethodError: As in `compare`.
+        InputError: As in `compare`; a network is needed, or is none.
+        EngineError: The engine is unknown, or Ray is not installed.
+    """
+    protocol = _protocol(family)
+    task = protocol.tasks[0] if task is None else task
+    chosen = protocol.chosen(task, methods)
+    check_engine(engine)
+    if protocol.on_model and not has_model:
+        raise InputError(
+            f"methods of {family} are compared on a network, got none: pass one, as in "
+            f"ak.compare({family!r}, model) or `actkit compare {family} smollm2`"
+        )
+    if has_model and not protocol.on_model:
+        raise InputError(f"methods of {family} are compared on planted data: leave the network out")
+    return protocol, task, chosen
 
 
 def _protocol(family: str) -> Protocol:
@@ -246,6 +285,21 @@ def _protocol(family: str) -> Protocol:
         raise MethodError(f"family {family} has no protocol yet")
     protocol: Protocol = import_module(name).PROTOCOL
     return protocol
+
+
+def _data_hash(task: Any, log: str | Path | None) -> dict[str, str]:
+    """Return what tells a user's task from another one of its name; nothing for bundled ones."""
+    if isinstance(task, str):
+        return {}
+    try:
+        return {"data": digest(task)}
+    except (PicklingError, AttributeError, TypeError) as error:
+        if log is None:
+            return {}
+        raise InputError(
+            f"a log needs a task that can be told from others, {task} holds what cannot be "
+            f"pickled: {error}"
+        ) from error
 
 
 class _Log:

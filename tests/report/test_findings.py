@@ -213,6 +213,7 @@ def test_a_planted_rank_is_found_whatever_the_offset() -> None:
         "layer 0 (6 of 6).",
         "One direction holds up to 50% of the variance (layer 2); 90% of it takes 2 to 6 "
         "directions.",
+        "In the median layer the effective rank is 50% of the width.",
     )
     (figure,) = page(report, "spectrum").figures
     assert figure.series["effective rank"] == pytest.approx((6.0, 3.0, 2.0), abs=1e-4)

@@ -72,6 +72,47 @@ def test_forced_loss_is_that_of_one_pass_and_edits_act_as_while_writing() -> Non
     assert forced_loss(model, ids, last) != pytest.approx(expected.item(), rel=1e-3)
 
 
+def decoded(model: Model, ids: torch.Tensor, edits: list[ak.Edit]) -> float:
+    """Return the mean loss of tokens that are fed one by one, each with the cache before it."""
+    losses, cache = [], None
+    with torch.no_grad(), model.edited(edits):
+        for step in range(ids.shape[1] - 1):
+            out = model.module(input_ids=ids[:, step : step + 1], past_key_values=cache)
+            cache = out.past_key_values
+            losses.append(torch.nn.functional.cross_entropy(out.logits[:, -1], ids[:, step + 1]))
+    return float(torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize("tokens", ["all", "last", "generated", "prompt", slice(2, None), 1])
+@pytest.mark.parametrize("point", ["resid_post.1", "blocks.0.hook_mlp_out", "attn_probs.1"])
+def test_one_pass_is_what_decoding_gives(tokens: Any, point: str) -> None:
+    model, ids = tiny.model(), torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]])
+    where = ak.Where(tokens=tokens)
+    edits = [ak.scale(point, 0.3, where) if "attn" in point else ak.add(point, V, where=where)]
+    assert forced_loss(model, ids, edits) == pytest.approx(decoded(model, ids, edits), rel=1e-5)
+    if tokens != "prompt":
+        assert abs(forced_loss(model, ids, edits) - forced_loss(model, ids)) > 1e-4
+
+
+def test_the_speed_is_a_ratio_after_both_sides_have_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, clock, turns = tiny.model(), [0.0], []
+    plain = Model.generate
+
+    def generate(self: Model, *args: Any, **settings: Any) -> list[str]:
+        edited = bool(settings.get("edits"))
+        first = edited not in turns
+        turns.append(edited)
+        clock[0] += 100.0 if first else 3.0 if edited else 2.0
+        return plain(self, *args, **settings)
+
+    monkeypatch.setattr(Model, "generate", generate)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    found = effects(model, [ak.add("resid_post.1", V)], TASK, max_new_tokens=3)
+    assert found.tokens_per_second == pytest.approx(2 / 3)
+
+
 def test_distinct_and_repetition_by_hand() -> None:
     assert distinct([1, 2, 1, 2, 3]) == 3 / 4
     assert distinct([1]) == 1
@@ -110,8 +151,7 @@ def test_rescaled_edits_equal_another_strength() -> None:
 def test_no_edit_has_no_effect() -> None:
     found = effects(tiny.model(), [], TASK, max_new_tokens=6)
     facts = found.to_dict()
-    speed = facts.pop("tokens_per_second")
-    assert speed > 0
+    assert found.tokens_per_second > 0 and "tokens_per_second" not in facts
     assert (facts["concept"], facts["kl"], facts["text_loss"], facts["fact_loss"]) == (0, 0, 0, 0)
     assert facts["perplexity"] == 1
 

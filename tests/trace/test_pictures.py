@@ -130,8 +130,10 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_circuit_draws_the_strongest_edges_and_their_nodes(tmp_path: Path) -> None:
-    text = edges().circuit(tmp_path / "circuit.svg", top=4)
-    assert (tmp_path / "circuit.svg").read_text() == text
+    path = edges().circuit(tmp_path / "new" / "circuit.svg", top=4)
+    assert path == tmp_path / "new" / "circuit.svg"
+    text = edges().circuit(top=4)
+    assert path.read_text(encoding="utf-8") == text
     lines = [p for p in shapes(text, "path") if p.find(f"{SVG}title") is not None]
     told = {p.find(f"{SVG}title").text: p for p in lines}
     assert [*told] == ["input -> kv 0.0 k: +1", "head 0.0 -> logits: +2", "head 1.0 -> logits: +3",
@@ -179,8 +181,10 @@ def test_ports_and_groups_are_read_off_the_names() -> None:
 
 @pytest.mark.parametrize("scores", [MAP, edges()], ids=["map", "circuit"])
 def test_the_page_holds_everything_and_asks_for_nothing(tmp_path: Path, scores: Scores) -> None:
-    text = scores.to_html(tmp_path / "page.html", top=3)
-    assert (tmp_path / "page.html").read_text(encoding="utf-8") == text
+    path = scores.to_html(tmp_path / "new" / "page.html", top=3)
+    assert path == tmp_path / "new" / "page.html"
+    text = scores.to_html(top=3)
+    assert path.read_text(encoding="utf-8") == text
     body = text[text.index("<body>") :]
     assert "<b>x</b>" not in body and "a <task>" not in body
     assert body.count('class="bar"') == 3
@@ -204,8 +208,10 @@ NODE = {"node_id": str, "feature": int, "layer": str, "ctx_idx": int, "feature_t
 def test_the_graph_has_the_fields_of_an_attribution_graph(tmp_path: Path) -> None:
     model = Model(tiny.llama(), tiny.tokenizer(), name="tiny")
     trial = Task(["w1 w2 w3"], ["w1 w9 w3"], ["w5"], ["w7"]).on(model)
-    text = edges().to_neuronpedia(tmp_path / "graph.json", trial, top=5, slug="mine")
-    assert (tmp_path / "graph.json").read_text() == text
+    path = edges().to_neuronpedia(tmp_path / "new" / "graph.json", trial, top=5, slug="mine")
+    assert path == tmp_path / "new" / "graph.json"
+    text = edges().to_neuronpedia(None, trial, top=5, slug="mine")
+    assert json.loads(path.read_text())["nodes"] == json.loads(text)["nodes"]
     graph = json.loads(text)
     assert list(graph) == ["metadata", "qParams", "nodes", "links"]
     about = graph["metadata"]

@@ -14,7 +14,7 @@ from actkit import __version__
 from actkit.cli._output import AsJson, Source, make_folder, open_data, print_json, print_table
 from actkit.cli.steer import steer_app
 from actkit.cli.trace import trace
-from actkit.core.errors import ActkitError
+from actkit.core.errors import ActkitError, InputError
 
 if TYPE_CHECKING:
     from actkit.catalog import Entry
@@ -81,12 +81,15 @@ def scan(
 ) -> None:
     """Ask a network the first questions: how big, how sparse, which units, dimensions, sinks."""
     import actkit as ak
+    from actkit.report.scan import check_scan
 
+    check_scan(question, engine)
     make_folder(out)
-    other = None if against is None else ak.open(against)
+    samples = open_data(data)
     model = ak.open(source)
+    other = None if against is None else ak.open(against)
     report = ak.scan(
-        model, open_data(data), tokens, against=other, control=control, questions=question
+        model, samples, tokens, against=other, control=control, questions=question, engine=engine
     )
     page = report.to_html(out / "index.html")
     text = report.to_json(out / "report.json")
@@ -140,9 +143,13 @@ def record(
     """Record sites over a corpus into a store on disk; goes on where it stopped."""
     import actkit as ak
     from actkit.report.feed import Feed
+    from actkit.store import check_dtype
 
+    check_dtype(dtype)
+    make_folder(to.parent, "--to")
+    samples = open_data(data)
     model = ak.open(source)
-    feed = Feed(model, open_data(data), tokens)
+    feed = Feed(model, samples, tokens)
     store = model.harvest(feed, site, to, dtype=dtype)
     facts = {"path": str(to), "rows": len(store), "sites": list(store.sites), "data": str(feed)}
     if as_json:
@@ -168,10 +175,12 @@ def compare(
 ) -> None:
     """Compare a family's methods fairly: one task, one budget, the same metrics for all."""
     import actkit as ak
+    from actkit.leaderboard import planned
 
-    model = None if source is None else ak.open(source)
+    planned(family, source is not None, task, method, engine)
     if out is not None:
         make_folder(out)
+    model = None if source is None else ak.open(source)
     log = None if out is None else out / "runs.jsonl"
     board = ak.compare(
         family, model, task=task, methods=method, seeds=seeds, log=log, engine=engine
@@ -181,8 +190,10 @@ def compare(
         board.to_json(out / "leaderboard.json")
     if as_json:
         typer.echo(board.to_json())
-        return
-    board.print()
+    else:
+        board.print()
+    if all(run.error for run in board.runs):
+        raise ActkitError(f"no method could be measured: {board.runs[0].error}")
 
 
 @methods_app.callback()
@@ -194,6 +205,8 @@ def methods(
     """List the methods, or show one."""
     context.obj = as_json
     if context.invoked_subcommand is not None:
+        if family is not None:
+            raise InputError(f"--family chooses what is listed, got {family!r} before `show`")
         return
     from actkit.catalog import methods as entries
 

@@ -27,12 +27,12 @@ def open_data(source: str | None) -> Any:
     return ak.data.load(source)
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, option: str = "--out") -> None:
     """Make a folder before long work begins, or say why it cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ActkitError(f"--out needs a folder, got {path}: {error.strerror}") from error
+        raise ActkitError(f"{option} needs a folder, got {path}: {error.strerror}") from error
 
 
 def print_table(rows: Sequence[tuple[str, ...]]) -> None:

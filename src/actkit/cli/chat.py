@@ -11,10 +11,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from actkit.cli.steering import Steering
 from actkit.core.errors import ActkitError, InputError
 
 if TYPE_CHECKING:
-    from actkit.core.edit import Edit
     from actkit.core.model import Model
 
 HELP = """/strength 4   steer harder, softer, or (negative) the other way
@@ -27,48 +27,64 @@ HELP = """/strength 4   steer harder, softer, or (negative) the other way
 /quit         leave (or Ctrl-D)"""
 
 
+Turns = list[dict[str, str]]
+"""What was said, as chat templates take it."""
+
+
 @dataclass
 class Chat:
     """The state of a conversation.
 
     Attributes:
         model: The network.
-        edits: Gives the edits of a strength: a number, or one for each of two rows.
+        steering: What steers it.
         strength: Where it starts.
-        title: What steers, in words.
-        save: Writes the edits of a strength to a path; returns what to say about it.
-        move: Makes the edits act at another layer; None where that cannot be chosen.
         max_new_tokens: Length of an answer at most.
+        history: What was said; answers are those of the strength that was on.
+        plain: The same questions with the answers of the plain network, as far as they were
+            compared: an answer that was steered would steer what follows it.
     """
 
     model: "Model"
-    edits: "Callable[[Any], Sequence[Edit]]"
+    steering: Steering
     strength: float
-    title: str
-    save: Callable[[Path, float], str]
-    move: "Callable[[int], Callable[[Any], Sequence[Edit]]] | None" = None
     max_new_tokens: int = 120
     on: bool = True
     comparing: bool = False
-    history: list[dict[str, str]] = field(default_factory=list)
+    history: Turns = field(default_factory=list)
+    plain: Turns = field(default_factory=list)
 
     def answers(self, text: str) -> list[str]:
         """Return the plain and the steered answer if they are compared, else the only one."""
-        self.history.append({"role": "user", "content": text})
-        strengths = [0.0, self._now] if self.comparing else [self._now]
-        prompt: Any = list(self.history)
+        asked = {"role": "user", "content": text}
+        if not self.comparing:
+            (answer,) = self._said([[*self.history, asked]], [self._now])
+            self._keep(self.history, asked, answer)
+            return [answer.strip()]
+        self._catch_up()
+        sides = [[*self.plain, asked], [*self.history, asked]]
+        plain, steered = self._said(sides, [0.0, self._now])
+        self._keep(self.plain, asked, plain)
+        self._keep(self.history, asked, steered)
+        return [plain.strip(), steered.strip()]
+
+    def _catch_up(self) -> None:
+        """Let the plain network answer what was asked while it was not compared."""
+        for asked in self.history[len(self.plain) :: 2]:
+            (answer,) = self._said([[*self.plain, asked]], [0.0])
+            self._keep(self.plain, asked, answer)
+
+    def _said(self, conversations: Sequence[Turns], strengths: Sequence[float]) -> list[str]:
+        """Return what the network says next in each conversation, at a strength for each."""
+        prompts: list[Any] = [list(turns) for turns in conversations]
         if getattr(self.model.tokenizer, "chat_template", None) is None:
-            prompt = "\n".join(turn["content"] for turn in self.history)
-        edits = self.edits(torch.tensor(strengths)) if any(strengths) else []
-        try:
-            found = self.model.generate(
-                [prompt] * len(strengths), edits=edits, max_new_tokens=self.max_new_tokens
-            )
-        except ActkitError:
-            self.history.pop()
-            raise
-        self.history.append({"role": "assistant", "content": found[-1]})
-        return [text.strip() for text in found]
+            prompts = ["\n".join(turn["content"] for turn in turns) for turns in conversations]
+        edits = self.steering.edits(torch.tensor(strengths)) if any(strengths) else []
+        return self.model.generate(prompts, edits=edits, max_new_tokens=self.max_new_tokens)
+
+    @staticmethod
+    def _keep(turns: Turns, asked: dict[str, str], answer: str) -> None:
+        turns += [asked, {"role": "assistant", "content": answer}]
 
     def command(self, line: str) -> str:
         """Carry out a line that begins with a slash; return what to say about it.
@@ -84,7 +100,7 @@ class Chat:
             "compare": self._compare,
             "layer": self._layer,
             "clear": self._clear,
-            "save": lambda path: self.save(Path(_given(path, "a file")), self.strength),
+            "save": lambda path: self.steering.save(Path(_given(path, "a file")), self.strength),
             "show": lambda _: str(self),
             "help": lambda _: HELP,
         }
@@ -95,7 +111,7 @@ class Chat:
     def __str__(self) -> str:
         """Say what steers, and how much."""
         how = f"strength {self.strength:g}" if self.on else f"off (strength was {self.strength:g})"
-        return f"{self.title}, {how}"
+        return f"{self.steering}, {how}"
 
     @property
     def _now(self) -> float:
@@ -103,7 +119,7 @@ class Chat:
 
     def _strength(self, argument: str) -> str:
         number = _number(argument, float)
-        self.edits(number)  # refuses what is no strength before anything changes
+        self.steering.edits(number)  # refuses what is no strength before anything changes
         self.strength, self.on = number, True
         return str(self)
 
@@ -116,15 +132,14 @@ class Chat:
         return "plain and steered, side by side" if self.comparing else "one answer"
 
     def _layer(self, argument: str) -> str:
-        if self.move is None:
-            raise InputError("what steers here chooses its layers itself")
-        moved = self.move(int(_number(argument, int)))
-        moved(self.strength)  # refuses an unknown layer before anything changes
-        self.edits = moved
-        return f"layer {argument}"
+        moved = self.steering.at(int(_number(argument, int)))
+        moved.edits(self.strength)  # refuses an unknown layer before anything changes
+        self.steering = moved
+        return str(self)
 
     def _clear(self, _: str) -> str:
         self.history.clear()
+        self.plain.clear()
         return "a new conversation"
 
 

@@ -1,7 +1,8 @@
 """`actkit steer`: fit a method, talk to the steered model, save, show and export what steers."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from actkit.cli._output import AsJson, Source, print_json
+from actkit.cli._output import AsJson, Source, make_folder, print_json
 from actkit.core.errors import InputError
 
 if TYPE_CHECKING:
-    from actkit.cli.chat import Chat
+    import actkit as ak
+    from actkit.cli.steering import Steering
     from actkit.core.model import Model
 
 
@@ -40,7 +42,10 @@ Positive = Annotated[
     Path | None, typer.Option(help="A file of texts that show the concept, one a line.")
 ]
 Negative = Annotated[Path | None, typer.Option(help="A file of texts that do not.")]
-MethodName = Annotated[str, typer.Option("--method", "-m", help="As `actkit methods` lists it.")]
+MethodName = Annotated[
+    str | None,
+    typer.Option("--method", "-m", help="As `actkit methods` lists it; caa if not given."),
+]
 
 
 @steer_app.command()
@@ -52,7 +57,7 @@ def chat(
     load: Annotated[
         Path | None, typer.Option(help="Saved edits, or a .gguf control vector, instead.")
     ] = None,
-    method: MethodName = "caa",
+    method: MethodName = None,
     layer: Annotated[int | None, typer.Option(help="Where to act; tuned if not given.")] = None,
     strength: Annotated[float | None, typer.Option(help="How much; tuned if not given.")] = None,
     prompt: Annotated[
@@ -66,30 +71,34 @@ def chat(
 ) -> None:
     """Fit a method, or load edits, and talk to the steered model."""
     import actkit as ak
+    from actkit.cli import steering
+    from actkit.cli.chat import Chat, talk
 
-    model = ak.open(source)
-    session = (
-        _loaded(model, load, strength)
-        if load is not None
-        else _fitted(model, method, _task(model, task, positive, negative), layer, strength)
-    )
-    session.max_new_tokens = tokens
+    if load is not None:
+        _check_alone(task=task, positive=positive, negative=negative, method=method, layer=layer)
+        start: Callable[[Model], tuple[Steering, float]] = steering.load(load, strength)
+    else:
+        made = steering.method_of(method, needs_layers=layer is not None)
+        start = partial(steering.fit, made, _task(task, positive, negative), layer, strength)
     if save is not None:
-        said = session.save(save, session.strength)
+        make_folder(save.parent, "--save")
+    model = ak.open(source)
+    steers, strength = start(model)
+    session = Chat(model, steers, strength, tokens)
+    if save is not None:
+        said = steers.save(save, strength)
         typer.echo(said, err=as_json)
     if prompt is not None:
         session.comparing = True
         plain, steered = session.answers(prompt)
         facts: dict[str, Any] = {"prompt": prompt, "plain": plain, "steered": steered}
-        facts |= {"method": session.title, "strength": session.strength}
+        facts |= {"method": str(session.steering), "strength": session.strength}
         if as_json:
             print_json(facts)
         else:
             typer.echo(f"{session}\n\nplain:\n{plain}\n\nsteered:\n{steered}")
         return
     from rich.console import Console
-
-    from actkit.cli.chat import talk
 
     talk(session, _lines(), Console(highlight=False))
 
@@ -100,7 +109,7 @@ def tune(
     task: TaskName = None,
     positive: Positive = None,
     negative: Negative = None,
-    method: MethodName = "caa",
+    method: MethodName = None,
     kl: Annotated[float, typer.Option(help="Largest KL of the next token (nats).")] = 1.0,
     perplexity: Annotated[float, typer.Option(help="Largest perplexity ratio of text.")] = 2.0,
     out: Annotated[Path | None, typer.Option(help="Folder for plot, table and edits.")] = None,
@@ -108,12 +117,15 @@ def tune(
 ) -> None:
     """Sweep layers and strengths; show the Pareto front and the chosen point."""
     import actkit as ak
+    from actkit.cli.steering import method_of
 
-    model = ak.open(source)
     budget = ak.steer.Budget(kl=kl, perplexity=perplexity)
-    found = ak.steer.tune(model, method, _task(model, task, positive, negative), budget=budget)
+    made, make_task = method_of(method), _task(task, positive, negative)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
+    model = ak.open(source)
+    found = ak.steer.tune(model, made(), make_task(model), budget=budget)
+    if out is not None:
         found.plot(out / "tuning.html")
         found.to_json(out / "tuning.json")
         found.steerer.save(out / "edits.safetensors", model, found.chosen.strength)
@@ -178,10 +190,13 @@ def export(
     ] = False,
 ) -> None:
     """Write edits for llama.cpp, for PEFT, or into the network's weights."""
-    from dataclasses import replace
-
     import actkit as ak
+    from actkit.core.edit_file import edit_facts
 
+    if bake and to.suffix == ".gguf":
+        raise InputError(f"--bake writes a folder with the whole network, got {to}")
+    edit_facts(path)  # a file that is none is refused before the network is opened
+    make_folder(to.parent, "--to")
     model = ak.open(source)
     edits = ak.load_edits(path, model)
     if to.suffix == ".gguf":
@@ -197,17 +212,27 @@ def export(
     typer.echo(f"wrote {to}")
 
 
-def _task(model: "Model", name: str | None, positive: Path | None, negative: Path | None) -> Any:
-    """Return a bundled task, or one of two files of texts."""
+def _task(
+    name: str | None, positive: Path | None, negative: Path | None
+) -> "Callable[[Model], ak.steer.Task]":
+    """Return what makes the task on a network: a bundled one, or one of two files of texts."""
     import actkit as ak
 
     if name is not None and (positive or negative):
         raise InputError("give --task, or --positive and --negative, not both")
     if name is not None:
-        return name
+        task = ak.steer.as_task(name)
+        return lambda model: task
     if positive is None or negative is None:
         raise InputError("steering needs --task, or both --positive and --negative")
-    return ak.steer.Task.from_texts(model, _texts(positive), _texts(negative), positive.stem)
+    sides = _texts(positive), _texts(negative)
+    return lambda model: ak.steer.Task.from_texts(model, *sides, positive.stem)
+
+
+def _check_alone(**others: Any) -> None:
+    """Refuse what says how to fit beside edits that are fitted already."""
+    if given := [f"--{name}" for name, value in others.items() if value is not None]:
+        raise InputError(f"--load takes edits as they are, got {', '.join(given)} beside it")
 
 
 def _texts(path: Path) -> list[str]:
@@ -216,56 +241,6 @@ def _texts(path: Path) -> list[str]:
     except OSError as error:
         raise InputError(f"texts are read from a file, {path}: {error.strerror}") from error
     return [line.strip() for line in lines if line.strip()]
-
-
-def _fitted(
-    model: "Model", method: str, task: Any, layer: int | None, strength: float | None
-) -> "Chat":
-    """Fit and, where layer or strength are not given, tune."""
-    import actkit as ak
-    from actkit.cli.chat import Chat
-
-    if strength is None:
-        layers = None if layer is None else [layer]
-        found = ak.steer.tune(model, method, task, layers=layers)
-        steerer, strength = found.steerer, found.chosen.strength
-        where = "" if found.chosen.layer is None else f" at layer {found.chosen.layer}"
-    else:
-        task = ak.steer.as_task(task)
-        steerer = ak.get(method)().fit(model, task.examples)
-        steerer = steerer if layer is None else steerer.at(layer)
-        where = "" if layer is None else f" at layer {layer}"
-
-    def save(path: Path, own: float) -> str:
-        effects = ak.steer.effects(model, steerer.edits(own), task)
-        steerer.save(path, model, own, side_effects=effects.to_dict())
-        return f"wrote {path} at strength {own:g}, side effects measured"
-
-    can_move = hasattr(steerer, "layers")
-    move: Any = (lambda n: steerer.at(n).edits) if can_move else None
-    return Chat(model, steerer.edits, strength, f"{method}{where}", save, move)
-
-
-def _loaded(model: "Model", path: Path, strength: float | None) -> "Chat":
-    """Load edits; their strength is the file's own unless another is asked."""
-    import actkit as ak
-    from actkit.cli.chat import Chat
-    from actkit.core.edit_file import edit_facts
-
-    if path.suffix == ".gguf":
-        edits, own = ak.steer.load_vectors(path), 1.0
-    else:
-        edits = ak.load_edits(path, model)
-        own = float((edit_facts(path).get("settings") or {}).get("strength", 1.0)) or 1.0
-
-    def at(number: Any) -> Sequence[ak.Edit]:
-        return ak.steer.rescaled(edits, number / own)
-
-    def save(to: Path, number: float) -> str:
-        ak.save_edits(to, at(number), model, source=str(path), strength=number)
-        return f"wrote {to} at strength {number:g}"
-
-    return Chat(model, at, own if strength is None else strength, str(path), save)
 
 
 def _lines() -> Iterator[str]:

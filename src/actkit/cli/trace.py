@@ -10,6 +10,9 @@ import typer
 from actkit.cli._output import AsJson, Source, print_table
 from actkit.core.errors import InputError
 
+PAIRS = 4
+"""Of a bundled task, where not told how many."""
+
 
 def trace(
     source: Source,
@@ -29,7 +32,9 @@ def trace(
             help="heads, resid, attn, mlp, attns, mlps or neurons; else the method's own."
         ),
     ] = None,
-    num: Annotated[int, typer.Option(min=1, help="Pairs of a bundled task at most.")] = 4,
+    num: Annotated[
+        int | None, typer.Option(min=1, help="Pairs of a bundled task at most; 4 if not given.")
+    ] = None,
     clean: Annotated[str | None, typer.Option(help="Your own prompt, instead of a task.")] = None,
     corrupt: Annotated[
         str | None, typer.Option(help="The same in as many tokens, with another answer.")
@@ -83,11 +88,13 @@ def _localizer(method: str, parts: str | None) -> Any:
         raise InputError(f"{method} needs {', '.join(needed)}; call it from Python")
     if parts is not None and "parts" not in settings:
         raise InputError(f"{method} chooses its parts itself, got --parts {parts}")
+    if parts is not None:
+        ak.trace.as_parts(parts)
     asked: dict[str, Any] = {} if parts is None else {"parts": parts}
     return made(**asked)
 
 
-def _task(name: str | None, num: int, own: dict[str, str | None], wrong: str | None) -> Any:
+def _task(name: str | None, num: int | None, own: dict[str, str | None], wrong: str | None) -> Any:
     """Return a bundled task, or the pair that was given."""
     import actkit as ak
 
@@ -95,7 +102,9 @@ def _task(name: str | None, num: int, own: dict[str, str | None], wrong: str | N
     if name is not None:
         if any(given):
             raise InputError("give a task, or a pair of your own, not both")
-        return ak.trace.tasks.as_task(name)[:num]
+        return ak.trace.tasks.as_task(name)[: num or PAIRS]
+    if num is not None:
+        raise InputError(f"--num is of a bundled task, got {num} with a pair of your own")
     if not all(own.values()):
         raise InputError("tracing needs a task, or all of --clean, --corrupt and --answer")
     clean, corrupt, answer = ([text] for text in own.values() if text)

@@ -43,6 +43,7 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _BLOCKS = re.compile(r"blocks\.([^.]+)\.(.+)")
 _LAYER = re.compile(r"(?:[^.:]+\.)*?(?P<point>[a-z_]+)\.(?P<layer>\d+)(?:\.\d+)?")
 _HEAD = re.compile(r"(.+\.\d+)\.(\d+)")
+_NAMED = re.compile(r"((?:.+\.)?([a-z_]+))\.(\d+)(\.\d+)?")
 _SUFFIX = re.compile(r"(.*:(?:in|out))((?:\.\w+)*(?:#\d+)?)")
 _PATH = re.compile(r"(?P<path>[^:]*):(?P<side>in|out)(?P<items>(\.\w+)*)(#(?P<call>\d+))?")
 
@@ -78,6 +79,21 @@ def layer_of(name: str) -> int:
     if found is None or found["point"] not in POINTS:
         raise SiteError(f"a layer is read off a point of one block, resid_post.3, got {name!r}")
     return int(found["layer"])
+
+
+def points_of(name: str) -> tuple[str, ...]:
+    """Return the points that a site's name can mean, with its stack: several for some aliases.
+
+    What is no whole point of a block, such as a single head, has none.
+
+    Example:
+        >>> points_of("encoder.z.3"), points_of("blocks.3.mlp.hook_pre"), points_of("z.3.7")
+        (('encoder.z',), ('mlp_gate', 'mlp_pre'), ())
+    """
+    alias, found = _BLOCK.fullmatch(name), _NAMED.fullmatch(name)
+    if alias is not None:
+        return ALIASES.get(alias[2], ())
+    return (found[1],) if found is not None and found[2] in POINTS and not found[4] else ()
 
 
 class Addresses:

@@ -99,6 +99,15 @@ def run_shares(
     return on_ray.run_shares(fn, ray, what)
 
 
+def check_engine(engine: str | Ray) -> None:
+    """Refuse an engine before long work begins.
+
+    Raises:
+        EngineError: It is unknown, or Ray is not installed.
+    """
+    _ray(engine)
+
+
 def _ray(engine: str | Ray) -> Ray | None:
     """Return the settings of the engine `ray`, None for the local one."""
     if engine == "local":

@@ -1,8 +1,9 @@
 """The contract of a family's `protocol.py`: one task, one budget, one set of metrics for all."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from actkit.core.errors import InputError
@@ -30,16 +31,25 @@ class Metric:
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
 
+Measure = Callable[[Any], Mapping[str, float]]
+"""Takes one method, returns one value for the name of each metric."""
+
+
 class Protocol(ABC):
     """A family's fair comparison; each family's `protocol.py` has one, named `PROTOCOL`.
+
+    A protocol keeps nothing between calls: the next task, network or seed may be another one of
+    the same name. What the methods of one seed share lies in the round that is made for them.
 
     Attributes:
         metrics: What is measured; the first two are the axes of the Pareto plot.
         tasks: Names of the bundled tasks, the default first.
+        on_model: Whether methods are compared on a network; else the protocol plants its data.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
     tasks: ClassVar[tuple[str, ...]]
+    on_model: ClassVar[bool] = False
 
     @abstractmethod
     def methods(self, task: Any) -> Mapping[str, Any]:
@@ -48,6 +58,14 @@ class Protocol(ABC):
     @abstractmethod
     def measure(self, method: Any, task: Any, model: Model | None, seed: int) -> dict[str, float]:
         """Run one method with one seed; return one value for the name of each metric."""
+
+    def round(self, task: Any, model: Model | None, seed: int) -> Measure:
+        """Return what measures each method with one seed.
+
+        It lives as long as a comparison, and can be pickled; where methods are held against
+        something that is costly, a protocol gives a round that computes it once.
+        """
+        return partial(self.measure, task=task, model=model, seed=seed)
 
     def chosen(self, task: Any, methods: Any = None) -> dict[str, Any]:
         """Return the methods to compare.

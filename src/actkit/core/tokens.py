@@ -154,5 +154,5 @@ class TokenCalls:
 def text_config(module: nn.Module) -> Any:
     """Return the configuration of what reads text, None if there is none."""
     config = getattr(module, "config", None)
-    reader = getattr(config, "gettext_config", None)
+    reader = getattr(config, "get_text_config", None)
     return reader() if callable(reader) else config

@@ -16,6 +16,7 @@ from actkit.core.errors import InputError
 from actkit.core.model import Model
 from actkit.core.progress import track
 from actkit.core.sites import Site
+from actkit.core.token_labels import BROKEN, token_label
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +170,9 @@ def _texts(model: Model, size: int) -> list[str]:
     if model.tokenizer is None:
         return [str(i) for i in range(size)]
     texts: list[str] = model.tokenizer.batch_decode([[i] for i in range(size)])
-    return texts
+    return [
+        token_label(model.tokenizer, i) if BROKEN in text else text for i, text in enumerate(texts)
+    ]
 
 
 def _by_layer(neurons: Sequence[tuple[int, int]]) -> dict[int, tuple[int, ...]]:

@@ -1,7 +1,8 @@
 """The questions that a scan asks, in their order."""
 
 from collections.abc import Sequence
-from statistics import fmean, median
+from math import nan
+from statistics import fmean
 from typing import Any
 
 from actkit.read.extreme_tokens import ExtremeTokens
@@ -15,7 +16,9 @@ from actkit.read.spectrum import Spectrum
 from actkit.read.stream_dynamics import StreamDynamics
 from actkit.read.voids import Voids
 from actkit.report import deeper, findings
+from actkit.report.findings import Told
 from actkit.report.questions import Question
+from actkit.report.words import percent
 
 SEARCHED = 512
 """Tokens on which the neurons that are needed are searched."""
@@ -23,24 +26,21 @@ _FIRST = "The first token of each sample is left out: its activations are unlike
 
 
 def _growth(results: Sequence[Any]) -> float:
+    if len(results) < 2:
+        return nan
     first, last = results[0].norm_mean, results[-1].norm_mean
-    return float(last / first) if first else float("nan")
-
-
-def _small(results: Sequence[Any]) -> float:
-    return fmean(r.below[1] for r in results)
+    return float(last / first) if first else nan
 
 
 def _largest(results: Sequence[Any]) -> float:
     return max(float(r.ratios[0]) for r in results)
 
 
-def _rank(results: Sequence[Any]) -> float:
-    return median(float(r.effective_rank) / len(r.eigenvalues_D) for r in results)
-
-
-def _resting(results: Sequence[Any]) -> float:
-    return fmean(float(r.first_H.mean()) for r in results)
+def _dimensions(names: Sequence[str], results: Sequence[Any], decode: findings.Decode) -> Told:
+    """Tell how many dimensions the rows spread over, and the headline in words."""
+    said, figures = findings.dimensions(names, results, decode)
+    middle = percent(findings.median_rank(results))
+    return [*said, f"In the median layer the effective rank is {middle} of the width."], figures
 
 
 QUESTIONS = (
@@ -49,7 +49,8 @@ QUESTIONS = (
         "mean length after the last layer / after the first", texts=_FIRST,
     ),
     Question(
-        "sparsity", "How sparse are they?", "hidden", Sparsity, findings.sparse, _small,
+        "sparsity", "How sparse are they?", "hidden", Sparsity, findings.sparse,
+        findings.small_share,
         "activations of at most 0.1 in size", percent=True, texts=_FIRST,
     ),
     Question(
@@ -58,25 +59,27 @@ QUESTIONS = (
         texts="All tokens, the first one too: massive activations live there.",
     ),
     Question(
-        "spectrum", "How many dimensions are used?", "stream", Spectrum, findings.dimensions,
-        _rank, "effective rank / width, in the median layer", percent=True,
+        "spectrum", "How many dimensions are used?", "stream", Spectrum, _dimensions,
+        findings.median_rank, "effective rank / width, in the median layer", percent=True,
         note="Effective rank: exp of the entropy of the covariance's eigenvalues. RankMe: the same "
         "of singular values, the mean not taken off.",
         texts=_FIRST,
     ),
     Question(
-        "sinks", "Where does attention rest?", "attention", Sinks, findings.rests, _resting,
+        "sinks", "Where does attention rest?", "attention", Sinks, findings.rests,
+        findings.resting,
         "attention on the first token", percent=True,
         note=f"Queries from position {Sinks.min_position} on. Entropy is relative to even "
         "attention over the keys that a query sees.",
     ),
     Question(
-        "first_token", "Which heads do nothing?", "heads", ExtremeTokens, deeper.extremes,
-        deeper.dormant, "dormant heads", percent=True,
-        note="A head is dormant where it rests on the first token of a text.",
+        "first_token", "Which heads rest on the first token?", "heads", ExtremeTokens,
+        deeper.extremes, deeper.heads_at_rest, "heads that rest on the first token", percent=True,
+        note="On the mean over these texts. A head that rests may be needed all the same: by what "
+        "it gives to other tokens, and in other texts.",
     ),
     Question(
-        "voids", "Which layers do little?", "path", Voids, deeper.voids,
+        "voids", "Which layers make the state longer?", "path", Voids, deeper.voids,
         lambda results: fmean(results[0].active_AL[0].tolist()),
         "active layers of a token", percent=True,
         note="L2 adaptive computation: a layer is active if it adds to the length of a token's "

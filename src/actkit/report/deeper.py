@@ -59,8 +59,8 @@ def dynamics(names: Sequence[str], results: Sequence[StreamDynamicsResult], _: D
     velocity = result.velocity_P.tolist()
     fast, slow = velocity.index(max(velocity)), velocity.index(min(velocity))
     findings = [
-        f"A unit's value before a layer and after it correlate by {number(fmean(same))} over "
-        f"tokens; with another unit's by {number(fmean(other))}.",
+        f"A unit's value before a layer and after it correlate by {number(continuity(results))} "
+        f"over tokens; with another unit's by {number(fmean(other))}.",
         f"The state moves farthest at layer {names[fast]} (a step of {number(velocity[fast])}) "
         f"and least at layer {names[slow]} ({number(velocity[slow])}).",
         f"The cosine between a token's states before and after a layer is "
@@ -77,8 +77,8 @@ def dynamics(names: Sequence[str], results: Sequence[StreamDynamicsResult], _: D
 
 
 def continuity(results: Sequence[StreamDynamicsResult]) -> float:
-    """Return the mean correlation of units with themselves one layer before."""
-    return float(results[0].correlation_PD.nanmean())
+    """Return the mean correlation of units with themselves one layer before; layers count alike."""
+    return fmean(results[0].correlation_PD.nanmean(1).tolist())
 
 
 def neurons(names: Sequence[str], results: Sequence[NeuronClasses], _: Decode) -> Told:
@@ -103,6 +103,10 @@ def neurons(names: Sequence[str], results: Sequence[NeuronClasses], _: Decode) -
         "Do neurons write what they read?", names, "cos(reads, writes)",
         {"mean": means, "median": [float(r.cosines_N3[:, 0].nanmedian()) for r in results]},
     )  # fmt: skip
+    findings.append(
+        f"The mean cosine of the first half of the layers less that of the last third is "
+        f"{number(turn(results))}."
+    )
     kinds = {k: [r.counts[k] for r in results] for k in results[0].counts if "ortho" not in k}
     return findings, [figure, figure_of("Neurons of each class", names, "number", kinds)]
 
@@ -135,29 +139,34 @@ def needed(names: Sequence[str], results: Sequence[PplSparsity], _: Decode) -> T
 
 
 def extremes(names: Sequence[str], results: Sequence[ExtremeTokensResult], _: Decode) -> Told:
-    """Tell how the first token differs: heads that rest on it, its values and its state."""
-    dormant = [int(r.dormant_H.sum()) for r in results]
+    """Tell how the first token differs: heads that rest on it, its values and its state.
+
+    The paper calls such heads dormant. What they give to other tokens may matter all the same:
+    among them are heads that a task needs.
+    """
+    at_rest = [int(r.dormant_H.sum()) for r in results]
     heads, peaks = sum(len(r.dormant_H) for r in results), [r.peak for r in results]
     drains = [float(r.drain_G.nanmean()) for r in results]
     drained = sum(x < DRAINED for x in drains)
     top = peaks.index(max(peaks))
     findings = [
-        f"{sum(dormant)} of {count(heads, 'head')} are dormant: they give more than "
-        f"{percent(ExtremeTokens.threshold)} of their attention to the first token.",
+        f"{percent(heads_at_rest(results))} of heads ({sum(at_rest)} of {heads:,}) rest on the "
+        f"first token: it gets more than {percent(ExtremeTokens.threshold)} of their attention.",
         f"Its values are drained, below half the usual length, at {drained} of "
         f"{count(len(results), 'layer')}.",
         f"Its state is {number(peaks[top])} times as long as the median token's at layer "
         f"{names[top]}.",
     ]
-    shares = [n / len(r.dormant_H) for n, r in zip(dormant, results, strict=True)]
+    shares = [n / len(r.dormant_H) for n, r in zip(at_rest, results, strict=True)]
     lengths = {"state": peaks, "values": drains}
     return findings, [
-        figure_of("Dormant heads", names, "share of heads", {"dormant": shares}, percent=True),
+        figure_of("Heads that rest on the first token", names, "share of heads",
+                  {"at rest": shares}, percent=True),
         figure_of("Length of the first token / median of the others", names, "ratio", lengths,
                   log=max(peaks) > 20 * min(drains) > 0),
     ]  # fmt: skip
 
 
-def dormant(results: Sequence[ExtremeTokensResult]) -> float:
-    """Return the share of heads that are dormant."""
+def heads_at_rest(results: Sequence[ExtremeTokensResult]) -> float:
+    """Return the share of heads that rest on the first token."""
     return fmean(float(x) for r in results for x in r.dormant_H)

@@ -78,10 +78,8 @@ def sparse(names: Sequence[str], results: Sequence[SparsityResult], _: Decode) -
     widths = [r.active_KD.shape[1] for r in results]
     entries = [r.num_rows * w for r, w in zip(results, widths, strict=True)]
     zeros, small = ([r.below[k] for r in results] for k in (0, 1))
-    all_zeros, all_small = (
-        sum(s * n for s, n in zip(shares, entries, strict=True)) / sum(entries)
-        for shares in (zeros, small)
-    )
+    all_zeros = sum(s * n for s, n in zip(zeros, entries, strict=True)) / sum(entries)
+    all_small = small_share(results)
     if max(zeros) == 0:
         findings = ["No activation is exactly zero."]
     elif all_zeros < SELDOM:
@@ -97,6 +95,13 @@ def sparse(names: Sequence[str], results: Sequence[SparsityResult], _: Decode) -
         {f"at most {level:g} in size": small, "exactly zero": zeros}, percent=True,
     )  # fmt: skip
     return findings, [figure]
+
+
+def small_share(results: Sequence[SparsityResult]) -> float:
+    """Return the share of all activations that are small; layers count by their entries."""
+    entries = [r.num_rows * r.active_KD.shape[1] for r in results]
+    held = sum(r.below[1] * n for r, n in zip(results, entries, strict=True))
+    return held / sum(entries)
 
 
 def _dead(names: Sequence[str], dead: Sequence[int], num_units: int, level: float) -> str:
@@ -210,6 +215,11 @@ def dimensions(names: Sequence[str], results: Sequence[SpectrumResult], _: Decod
     return findings, [figure]
 
 
+def median_rank(results: Sequence[SpectrumResult]) -> float:
+    """Return the effective rank as a share of the width, in the median layer."""
+    return median(r.effective_rank / len(r.eigenvalues_D) for r in results)
+
+
 def _span(numbers: Iterable[int]) -> str:
     found = sorted(numbers)
     if found[0] == found[-1]:
@@ -225,8 +235,7 @@ def rests(names: Sequence[str], results: Sequence[SinksResult], _: Decode) -> To
     num_sinks = sum(x > Sinks.threshold for x in heads)
     sinks = f"{num_sinks} of {count(len(heads), 'head')}" if num_sinks else "No head"
     findings = [
-        f"{percent(sum(heads) / len(heads))} of attention rests on the first token"
-        f"{_range(names, means)}.",
+        f"{percent(resting(results))} of attention rests on the first token{_range(names, means)}.",
         f"{sinks} {'gives' if num_sinks < 2 else 'give'} it more than {percent(Sinks.threshold)}.",
     ]
     evenness = {n: float(r.spread_H.mean()) for n, r in zip(names, results, strict=True)}
@@ -248,6 +257,12 @@ def rests(names: Sequence[str], results: Sequence[SinksResult], _: Decode) -> To
         figure_of("The same, head by head", names, "share", rows, percent=True, kind="map"),
     ]  # fmt: skip
     return findings, figures
+
+
+def resting(results: Sequence[SinksResult]) -> float:
+    """Return the share of attention that rests on the first token; heads count alike."""
+    heads = [x for r in results for x in r.first_H.tolist()]
+    return float(sum(heads) / len(heads))
 
 
 def figure_of(

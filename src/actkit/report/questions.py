@@ -11,6 +11,10 @@ from actkit.report.layers import TOGETHER, Layers, labels
 from actkit.report.report import Answer, Figure, Page
 from actkit.report.words import count, listed
 
+CONTROL = "untrained"
+"""The name of the untrained copy, beside the scanned network."""
+SAME = 0.05
+"""Share by which the untrained copy's number must differ to be another one."""
 FEW = 100
 """Rows below which a page says how few there were."""
 
@@ -125,12 +129,23 @@ class Question:
         return Page(
             key=f"{stack}-{self.key}".lstrip("-"),
             question=f"{self.text} ({stack})" if stack else self.text,
-            findings=(*said, *_missing(main)),
+            findings=(*said, *self._untold(values), *_missing(main)),
             figures=tuple(figures),
             numbers=main.numbers(),
             note=" ".join(filter(None, notes)),
             answer=Answer(self.what, values, usual, self.percent),
         )
+
+    def _untold(self, values: Mapping[str, float]) -> list[str]:
+        """Return a sentence if the number is that of the untrained copy, which learnt nothing."""
+        main, control = next(iter(values.values())), values.get(CONTROL, nan)
+        if not abs(main - control) <= SAME * max(abs(main), abs(control)):
+            return []
+        shown = Answer(self.what, {CONTROL: control}, percent=self.percent).shown()
+        return [
+            f"This is no different from the untrained copy ({self.what}: {shown}): it comes with "
+            "the architecture and the data, not with training."
+        ]
 
 
 def _span(sites: Sequence[str]) -> str:

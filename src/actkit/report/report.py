@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from actkit.core.as_json import as_json
-from actkit.core.errors import ActkitError
+from actkit.core.writing import write_text
 from actkit.report.words import number, percent
 
 
@@ -101,6 +101,10 @@ class Report:
     about: Mapping[str, Any]
     pages: tuple[Page, ...] = ()
 
+    def __repr__(self) -> str:
+        """Return the title and the questions; `print` shows what was found."""
+        return f"Report({self.title!r}, {', '.join(page.key for page in self.pages)})"
+
     def print(self) -> None:
         """Print a readable picture in the terminal."""
         from actkit.report.terminal import show
@@ -111,11 +115,11 @@ class Report:
         """Write one self-contained page that opens offline; return its path.
 
         Raises:
-            ActkitError: The file cannot be written.
+            DataError: The file cannot be written.
         """
         from actkit.report.page import render
 
-        return _written(Path(path), render(self))
+        return write_text(path, render(self))
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return the report as JSON, `null` where a number is NaN or infinite.
@@ -124,21 +128,9 @@ class Report:
             path: Also write it there.
 
         Raises:
-            ActkitError: The file cannot be written.
+            DataError: The file cannot be written.
         """
         text = as_json(asdict(self))
         if path is not None:
-            _written(Path(path), text)
+            write_text(path, text)
         return text
-
-
-def _written(path: Path, text: str) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ActkitError(
-            f"a report needs a file that can be written, got {path}: {reason}"
-        ) from error
-    return path

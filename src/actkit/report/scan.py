@@ -1,21 +1,23 @@
 """Scan: stream data through a network once and answer the first questions about it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from actkit.core.engines import check_engine
 from actkit.core.errors import InputError, ModelError, SiteError
 from actkit.core.model import Model
 from actkit.core.provenance import stamp
+from actkit.core.token_labels import token_label
 from actkit.core.untrained import untrained
 from actkit.report.asked import QUESTIONS
 from actkit.report.feed import Feed
 from actkit.report.layers import Layers, find_layers
-from actkit.report.questions import Question, Seen
+from actkit.report.questions import CONTROL, Question, Seen
 from actkit.report.report import Page, Report
 from actkit.report.usual import LANGUAGE, kind_of, usual
 from actkit.report.words import listed
 
-CONTROL = "untrained"
 BATCH = 8
 """Samples in one run, if nothing else is asked."""
 
@@ -52,6 +54,8 @@ def scan(
         ModelError: The network has no blocks to ask about.
         InputError: There are no data, or none that the network takes; an unknown question.
     """
+    questions = None if questions is None else list(questions)
+    check_scan(questions, settings.get("engine", "local"))
     asked = _asked(questions)
     once = isinstance(data, Iterator)
     if against is not None and once:
@@ -85,6 +89,17 @@ def scan(
         about["against"] = stamp(against)
     versus = "" if against is None else f" and those of {against.name}"
     return Report(f"{model.name}: what its activations do{versus}", about, pages)
+
+
+def check_scan(questions: Iterable[str] | None, engine: Any = "local") -> None:
+    """Refuse questions and an engine that do not exist, before a network is opened.
+
+    Raises:
+        InputError: A question is unknown, or there is none.
+        EngineError: The engine is unknown, or Ray is not installed.
+    """
+    _asked(questions)
+    check_engine(engine)
 
 
 def _asked(keys: Iterable[str] | None) -> list[Question]:
@@ -123,7 +138,7 @@ class _Subject:
         pairs = [(q, stacks[n]) for n in reached for q in asked if stacks[n].of(q.kind)]
         wanted, places = _wanted([(q, layers) for q, layers in pairs if q.measure is None])
         fed = model.observe(given, wanted, **settings) if wanted else {}
-        decode = None if model.tokenizer is None else model.tokenizer.decode
+        decode = None if model.tokenizer is None else partial(token_label, model.tokenizer)
         self.read: dict[str, dict[str, Seen]] = {name: {} for name in reached}
         for question, layers in pairs:
             if question.measure is None:

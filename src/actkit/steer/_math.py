@@ -91,5 +91,9 @@ def additive(
 
 
 def by_layer(values: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    """Return what is known of sites `point.n` by n."""
+    """Return what is known of sites `point.n`, or of their aliases, by n.
+
+    Raises:
+        SiteError: A name is of no block.
+    """
     return {layer_of(name): value for name, value in values.items()}

@@ -5,7 +5,7 @@ Shapes: B rows, N questions, T tokens, V vocabulary.
 
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from actkit import data
+from actkit.core.addresses import points_of
 from actkit.core.compat import cache_keywords, output_cache
 from actkit.core.edit import Edit
 from actkit.core.errors import InputError
 from actkit.core.model import Model
+from actkit.core.progress import track
 from actkit.core.recording import last_tokens
 from actkit.steer._task import Task, as_task, first_token
 
@@ -25,6 +27,10 @@ OFF_TARGET_TEXTS, OFF_TARGET_TOKENS = 6, 33
 """How much prose the off-target loss is measured on: 6 x 32 predicted tokens."""
 FACTS = 24
 """How many facts about capitals are asked."""
+TIMED_PROMPTS, TIMED_TOKENS, TIMED_TURNS = 2, 8, 3
+"""On how much writing the speed is measured, and how often."""
+ROWS = 12
+"""Texts in one batch."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,9 @@ class Effects:
         repetition: Share of written tokens that are among the four before.
         text_loss: Rise of the loss on prose, decoded token by token (nats a token).
         fact_loss: Rise of the loss on capitals of countries (nats an answer).
-        tokens_per_second: While writing, as a ratio to the unedited network's.
+        tokens_per_second: While writing, as a ratio to the unedited network's: the fastest of
+            three turns each, taken in turns after both have written once. It is of this machine
+            and this moment, so `to_dict`, which files are made of, leaves it out.
     """
 
     concept: float
@@ -52,8 +60,10 @@ class Effects:
     tokens_per_second: float
 
     def to_dict(self) -> dict[str, float]:
-        """Return the numbers by name."""
-        return asdict(self)
+        """Return the numbers by name, without the speed."""
+        numbers = asdict(self)
+        del numbers["tokens_per_second"]
+        return numbers
 
 
 def effects(
@@ -74,23 +84,33 @@ def effects(
     """
     task = as_task(task)
     told = [_told(prompt, prefix) for prompt in task.prompts]
-    base, moved = next_logits(model, task.prompts), next_logits(model, told, edits)
-    plain, plain_seconds = _written(model, task.prompts, (), max_new_tokens)
-    texts, seconds = _written(model, told, edits, max_new_tokens)
-    ratio = perplexity(model, task.prompts, texts) / perplexity(model, task.prompts, plain)
-    prose, written = _prose(model), _ids(model, texts)
+    prose = _prose(model)
     facts = [fact for fact in data.capitals() if fact.kind == "city"][:FACTS]
     asked = [fact.clean for fact in facts]
+    work: dict[str, Callable[[], Any]] = {
+        "next": lambda: (next_logits(model, task.prompts), next_logits(model, told, edits)),
+        "plain": lambda: _written(model, task.prompts, (), max_new_tokens),
+        "texts": lambda: _written(model, told, edits, max_new_tokens),
+        "speed": lambda: _speed(model, told, edits, max_new_tokens),
+        "text loss": lambda: forced_loss(model, prose, edits) - forced_loss(model, prose),
+        "fact loss": lambda: (
+            _fact_loss(model, [_told(a, prefix) for a in asked], facts, edits)
+            - _fact_loss(model, asked, facts, ())
+        ),
+    }
+    found = {name: measure() for name, measure in track(work.items(), "measuring side effects")}
+    (base, moved), texts = found["next"], found["texts"]
+    ratio = perplexity(model, task.prompts, texts) / perplexity(model, task.prompts, found["plain"])
+    written = _ids(model, texts)
     return Effects(
         concept=float((task.log_odds(model, moved) - task.log_odds(model, base)).mean()),
         kl=float(divergence(base, moved).mean()),
         perplexity=float(ratio),
         distinct=_mean([distinct(ids) for ids in written]),
         repetition=_mean([repetition(ids) for ids in written]),
-        text_loss=forced_loss(model, prose, edits) - forced_loss(model, prose),
-        fact_loss=_fact_loss(model, [_told(a, prefix) for a in asked], facts, edits)
-        - _fact_loss(model, asked, facts, ()),
-        tokens_per_second=plain_seconds / seconds,
+        text_loss=found["text loss"],
+        fact_loss=found["fact loss"],
+        tokens_per_second=found["speed"],
     )
 
 
@@ -127,15 +147,22 @@ def perplexity(model: Model, prompts: Sequence[Any], texts: Sequence[str]) -> fl
 
     Texts of which nothing is left (the first token ended them) do not count.
     """
+    both = zip(prompts, _ids(model, texts), strict=True)
+    told = [
+        ([*model.encode(p).kwargs["input_ids"][0].tolist(), *own], len(own))
+        for p, own in both
+        if own
+    ]
+    told.sort(key=lambda pair: len(pair[0]))  # rows of about one length need little padding
     losses: list[Tensor] = []
-    for prompt, own in zip(prompts, _ids(model, texts), strict=True):
-        if own:
-            ids = [*model.encode(prompt).kwargs["input_ids"][0].tolist(), *own]
-            logits = model.run([ids], logits=True).logits
-            if logits is not None:
-                losses.append(
-                    _losses(logits[0, -len(own) - 1 : -1], torch.tensor(own, device=logits.device))
-                )
+    for start in range(0, len(told), ROWS):
+        some = told[start : start + ROWS]
+        rec = model.run([ids for ids, _ in some], logits=True)
+        if rec.logits is None:
+            raise InputError(f"this needs a language model's logits, {model!r} gave none")
+        for (ids, num), logits_TV, valid_T in zip(some, rec.logits, rec.rows.valid, strict=True):
+            own_V = logits_TV[valid_T.to(logits_TV.device)][-num - 1 : -1]
+            losses.append(_losses(own_V, torch.tensor(ids[-num:], device=own_V.device)))
     return float(torch.cat(losses).mean().exp()) if losses else float("nan")
 
 
@@ -154,9 +181,18 @@ def repetition(ids: Sequence[int], window: int = 4) -> float:
 def forced_loss(model: Model, ids_BT: Tensor, edits: Sequence[Edit] = ()) -> float:
     """Return the mean loss of given tokens, decoded one by one as if the network wrote them.
 
-    So edits act as they do while writing: on every token that follows the first.
+    So edits act as they do while writing: the first token is the prompt, and each that follows
+    it is the last one when it is written. Where what all edits do at a token depends on that
+    token alone, one pass over the text does the same in a fraction of the time.
     """
     ids_BT = ids_BT.to(next(model.module.parameters()).device)
+    at_once = [_at_once(edit) for edit in edits]
+    if None not in at_once:
+        whole = [edit for edit in at_once if edit is not None]
+        logits = model.run({"input_ids": ids_BT}, edits=whole, logits=True).logits
+        if logits is None:
+            raise InputError(f"this needs a language model's logits, {model!r} gave none")
+        return float(_losses(logits[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten()).mean())
     losses, cache = [], None
     with model.edited(edits):
         for step in range(ids_BT.shape[1] - 1):
@@ -165,6 +201,26 @@ def forced_loss(model: Model, ids_BT: Tensor, edits: Sequence[Edit] = ()) -> flo
             cache = output_cache(out)
             losses.append(_losses(out.logits[:, -1], ids_BT[:, step + 1]))
     return float(torch.cat(losses).mean())
+
+
+WRITTEN: Mapping[str, str | slice] = {
+    "all": "all",
+    "last": "all",
+    "generated": slice(1, None),
+    "prompt": slice(0, 1),
+}
+"""Which tokens of a text are meant where its first is the prompt and the others are written."""
+
+
+def _at_once(edit: Edit) -> Edit | None:
+    """Return the edit for one pass over a text that is written token by token, None if none is."""
+    tokens, attends = edit.where.tokens, {"attn_scores", "attn_probs"} & {*points_of(edit.site)}
+    plain = all(x.dim() < 2 for x in edit.operation.tensors().values())
+    if attends or not (plain and edit.operation.tokenwise) or edit.where.steps is not None:
+        return None
+    if not isinstance(tokens, str) or tokens not in WRITTEN:
+        return None
+    return replace(edit, where=replace(edit.where, tokens=WRITTEN[tokens]))
 
 
 def random_like(edits: Sequence[Edit], seed: int) -> list[Edit]:
@@ -197,13 +253,29 @@ def _told(prompt: Any, prefix: str) -> Any:
 
 def _written(
     model: Model, prompts: Sequence[Any], edits: Sequence[Edit], max_new_tokens: int
-) -> tuple[list[str], float]:
-    """Return what follows each prompt, and how many seconds that took."""
-    start = time.perf_counter()
-    texts = model.generate(
+) -> list[str]:
+    """Return what follows each prompt."""
+    return model.generate(
         list(prompts), edits=edits, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens
     )
-    return texts, time.perf_counter() - start
+
+
+def _speed(
+    model: Model, prompts: Sequence[Any], edits: Sequence[Edit], max_new_tokens: int
+) -> float:
+    """Return tokens per second with edits, as a ratio to those without.
+
+    Both sides have written before, so that nothing is compiled, imported or first touched here;
+    they take turns, and the fastest turn is the one that was disturbed least.
+    """
+    some, num = list(prompts)[:TIMED_PROMPTS], min(max_new_tokens, TIMED_TOKENS)
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(TIMED_TURNS):
+        for edited, own in seconds.items():
+            start = time.perf_counter()
+            _written(model, some, edits if edited else (), num)
+            own.append(time.perf_counter() - start)
+    return min(seconds[False]) / min(seconds[True])
 
 
 def _ids(model: Model, texts: Sequence[str]) -> list[list[int]]:

@@ -18,6 +18,7 @@ from actkit.core.errors import InputError
 from actkit.core.model import Model
 from actkit.core.progress import track
 from actkit.core.provenance import stamp
+from actkit.core.writing import write_text
 from actkit.steer._base import Steerer
 from actkit.steer._measure import divergence, next_logits, perplexity, random_like
 from actkit.steer._task import Task, as_task
@@ -91,6 +92,10 @@ class Tuning:
     random: tuple[float, ...]
     about: dict[str, Any]
 
+    def __repr__(self) -> str:
+        """Return the chosen point and how many were tried."""
+        return f"Tuning({self.chosen}, {len(self.points)} points tried)"
+
     def edits(self) -> list[Edit]:
         """Return the edits of the chosen point."""
         return self.steerer.edits(self.chosen.strength)
@@ -122,6 +127,9 @@ class Tuning:
 
         Args:
             path: Also write it there, as a page that opens offline.
+
+        Raises:
+            DataError: The file cannot be written.
         """
         import plotly.graph_objects as go
         from plotly.colors import sample_colorscale
@@ -146,7 +154,7 @@ class Tuning:
         figure.update_xaxes(title="KL from the unedited next token (nats), lower is better")
         figure.update_yaxes(title="rise of the concept's log-odds (nats), higher is better")
         if path is not None:
-            figure.write_html(path, include_plotlyjs=True)
+            write_text(path, figure.to_html(include_plotlyjs=True))
         return figure
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -154,6 +162,9 @@ class Tuning:
 
         Args:
             path: Also write it there.
+
+        Raises:
+            DataError: The file cannot be written.
         """
         facts = {
             "about": self.about,
@@ -164,7 +175,7 @@ class Tuning:
         }
         text = as_json(facts)
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            write_text(path, text)
         return text
 
 
@@ -296,6 +307,11 @@ def _random(model: Model, steerer: Steerer, chosen: Point, bare: "_Bare") -> tup
     if any(edit.operation.name != "add" for edit in edits):
         return ()
     task = bare.task
-    draws = track(list(range(DRAWS)), "random vectors")
-    logits = (next_logits(model, task.prompts, random_like(edits, seed)) for seed in draws)
-    return tuple(float((task.log_odds(model, moved) - bare.log_odds_N).mean()) for moved in logits)
+    draws = [random_like(edits, seed) for seed in range(DRAWS)]
+
+    def odds(logits_nPV: torch.Tensor) -> torch.Tensor:
+        return task.log_odds(model, logits_nPV[:, -1])
+
+    odds_VN = model.sweep(task.prompts, draws, odds)
+    rise_VN = odds_VN - bare.log_odds_N.to(odds_VN.device)
+    return tuple(float(rise_N.mean()) for rise_N in rise_VN)

@@ -99,6 +99,7 @@ class SteerProtocol(Protocol):
         Metric("speed", "ratio", better="higher"),
     )
     tasks: ClassVar = tuple(TASKS)
+    on_model: ClassVar = True
 
     def methods(self, task: Any) -> Mapping[str, Any]:
         """Return every method that learns from examples and needs no settings; the controls."""

@@ -54,14 +54,23 @@ class Column:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def check_dtype(dtype: str) -> None:
+    """Refuse a dtype that a store does not know.
+
+    Raises:
+        StoreError: It is unknown.
+    """
+    if dtype not in DTYPES:
+        raise StoreError(f"a store's dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+
+
 def columns_of(sites: Mapping[str, Sequence[int]], dtype: str) -> list[Column]:
     """Return a shard's columns in file order, wide elements first so that all stay aligned.
 
     Raises:
         StoreError: An unknown dtype, no site, a row without elements, or two equal names.
     """
-    if dtype not in DTYPES:
-        raise StoreError(f"a store's dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    check_dtype(dtype)
     if not sites:
         raise StoreError("a store needs at least one site, got none")
     for site, shape in sites.items():

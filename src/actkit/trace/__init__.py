@@ -9,15 +9,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from actkit.trace import _tasks as tasks
     from actkit.trace._base import Localizer
-    from actkit.trace._parts import Part, Parts
+    from actkit.trace._parts import Part, Parts, as_parts
     from actkit.trace._scores import Scores
     from actkit.trace._task import Task, TaskWarning, Trial
 
-__all__ = ["Localizer", "Part", "Parts", "Scores", "Task", "TaskWarning", "Trial", "tasks"]
+__all__ = [
+    "Localizer",
+    "Part",
+    "Parts",
+    "Scores",
+    "Task",
+    "TaskWarning",
+    "Trial",
+    "as_parts",
+    "tasks",
+]
 
 _HOMES = {
     "Localizer": "actkit.trace._base",
-    **dict.fromkeys(("Part", "Parts"), "actkit.trace._parts"),
+    **dict.fromkeys(("Part", "Parts", "as_parts"), "actkit.trace._parts"),
     "Scores": "actkit.trace._scores",
     **dict.fromkeys(("Task", "TaskWarning", "Trial"), "actkit.trace._task"),
 }

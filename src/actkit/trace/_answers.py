@@ -11,6 +11,7 @@ from torch import Tensor
 
 from actkit.core.errors import InputError
 from actkit.core.model import Model
+from actkit.core.token_labels import token_labels
 
 Answers = Sequence[str | int | Sequence[str] | Sequence[int]] | Tensor
 
@@ -56,6 +57,6 @@ def _single(model: Model, word: str) -> int:
         raise InputError(f"words need a tokenizer and this network has none, got {word!r}")
     ids = model.tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
-        pieces = [model.tokenizer.decode([i]) for i in ids]
+        pieces = token_labels(model.tokenizer, ids)
         raise InputError(f"an answer must be one token, got {word!r} of {len(ids)}: {pieces}")
     return int(ids[0])

@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from actkit.core.errors import InputError
 from actkit.core.model import Model
 from actkit.trace._parts import Parts, as_parts, filled
 from actkit.trace._scores import Scores
-from actkit.trace._task import Task, Trial
+from actkit.trace._task import Task, Trial, as_trial
 
 
 class Localizer(ABC):
@@ -65,9 +64,7 @@ class Localizer(ABC):
 
     def _trial(self, model: Model, task: Task | Trial) -> Trial:
         """Return the trial, warned about if the network does not do the task."""
-        if isinstance(task, Trial) and task.model is not model:
-            raise InputError(f"the trial is of {task.model!r}, not of {model!r}")
-        trial = task if isinstance(task, Trial) else task.on(model)
+        trial = as_trial(model, task)
         trial.check()
         return trial
 

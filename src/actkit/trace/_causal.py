@@ -3,12 +3,13 @@
 Shapes: B rows, T tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from actkit.core.addresses import points_of
 from actkit.core.edit import swap
 from actkit.core.errors import InputError
 from actkit.core.model import Model
@@ -99,12 +100,18 @@ def others(model: Model, places: Places, parts: Sequence[str] = ("heads", "mlps"
     """
     all_parts = [part for kind in parts for part in as_parts(kind).each(model, 0)]
     used = [part for group in places.values() for part in group]
-    if unknown := [str(part) for part in used if part not in all_parts]:
+    known, taken = [{_named(p) for p in some} for some in (all_parts, used)]
+    if unknown := [str(part) for part in used if _named(part) not in known]:
         raise InputError(f"places must be of the network's {' and '.join(parts)}, got {unknown}")
-    rest = [part for part in all_parts if part not in used]
+    rest = [part for part in all_parts if _named(part) not in taken]
     if not rest:
         raise InputError(f"some parts must compute no variable, got all {len(all_parts)} in places")
     return rest
+
+
+def _named(part: Part) -> Hashable:
+    """Return what a part and its aliases share."""
+    return points_of(part.site), part.layer, part.position, part.head, part.unit
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from actkit.core.model import Model
 from actkit.core.sites import Site
 from actkit.core.where import Where
 from actkit.trace._subspace import SubspaceEffect, effects, orthonormal, subspace_edits
-from actkit.trace._task import Task, Trial
+from actkit.trace._task import Task, Trial, as_trial
 
 TINY = 1e-5
 """A part of a unit direction that is shorter than this is none."""
@@ -87,7 +87,7 @@ def illusion_test(
     Raises:
         InputError: The direction is zero or no vector, the readout does not fit, or is unknown.
     """
-    trial = task if isinstance(task, Trial) else task.on(model)
+    trial = as_trial(model, task)
     v_JD = orthonormal(direction)
     source, base = trial.source("clean", [site]), trial.record("corrupt", [site])
     if direction.shape != source[site].shape[-1:]:

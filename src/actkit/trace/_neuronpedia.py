@@ -14,6 +14,7 @@ import torch
 from actkit.core.as_json import as_json
 from actkit.core.errors import InputError
 from actkit.core.provenance import stamp
+from actkit.core.token_labels import token_label
 from actkit.trace._circuit_picture import edges, groups, last_layer, place
 
 if TYPE_CHECKING:
@@ -98,5 +99,5 @@ def _spoken(trial: "Trial | None", token: int, chance: float) -> str:
     if trial is None or trial.plus is None:
         return "logits"
     tokenizer = trial.model.tokenizer
-    word = str(token) if tokenizer is None else tokenizer.decode([token])
+    word = token_label(tokenizer, token)
     return f'Output "{word}" (p={chance:.3f})'

@@ -12,6 +12,7 @@ from actkit.core.errors import InputError
 from actkit.core.inputs import Batch
 from actkit.core.model import Model
 from actkit.core.recording import Recording
+from actkit.core.token_labels import token_labels
 
 if TYPE_CHECKING:
     from actkit.trace._task import Trial
@@ -53,7 +54,7 @@ def _pieces(model: Model, batch: Batch, row: int) -> list[Any]:
     tokens = torch.as_tensor(batch.tokens)
     valid = torch.ones_like(tokens).bool() if batch.valid is None else batch.valid
     ids = tokens[row][valid[row]].tolist()
-    return ids if model.tokenizer is None else [model.tokenizer.decode([i]) for i in ids]
+    return ids if model.tokenizer is None else token_labels(model.tokenizer, ids)
 
 
 def aligned(rec: Recording, trial: "Trial", side: str) -> Recording:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from actkit.core.errors import InputError
+from actkit.core.writing import write_text
 
 if TYPE_CHECKING:
     from actkit.trace._scores import Scores
@@ -127,9 +128,9 @@ def write(scores: "Scores", path: str | PathLike[str]) -> Any:
         raise InputError(f"a picture is written as .html or .svg, got {path.name!r}")
     plot = figure(scores)
     if path.suffix == ".svg":
-        path.write_text(svg(scores), encoding="utf-8")
+        write_text(path, svg(scores))
     else:
-        plot.write_html(path, include_plotlyjs=True)
+        write_text(path, plot.to_html(include_plotlyjs=True))
     return plot
 
 

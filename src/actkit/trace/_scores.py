@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 
 from actkit.core.as_json import as_json
 from actkit.core.errors import InputError
+from actkit.core.writing import write_text
 from actkit.trace._pictures import label
 
 if TYPE_CHECKING:
@@ -86,8 +87,15 @@ class Scores:
         return ", ".join(_spoken(axis, str(names[i]), i) for axis, names, i in told)
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
-        """Return everything as JSON; also write it to a file."""
-        return _written(as_json({**vars(self), "values": self.values.tolist()}), path)
+        """Return everything as JSON; also write it to a file.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        text = as_json({**vars(self), "values": self.values.tolist()})
+        if path is not None:
+            write_text(path, text)
+        return text
 
     def plot(self, path: str | PathLike[str] | None = None) -> Any:
         """Return a map of the scores, a figure of plotly's; also write it to a file.
@@ -99,57 +107,92 @@ class Scores:
 
         Raises:
             InputError: There are more than two axes, or the suffix is another one.
+            DataError: The file cannot be written.
         """
         from actkit.trace import _pictures
 
         return _pictures.figure(self) if path is None else _pictures.write(self, path)
 
-    def circuit(self, path: str | PathLike[str] | None = None, top: int = 40) -> str:
-        """Return the strongest edges as a graph of heads and MLPs, SVG; also write it to a file.
+    @overload
+    def circuit(self, path: None = None, top: int = 40) -> str: ...
+    @overload
+    def circuit(self, path: str | PathLike[str], top: int = 40) -> Path: ...
+    def circuit(self, path: str | PathLike[str] | None = None, top: int = 40) -> str | Path:
+        """Draw the strongest edges as a graph of heads and MLPs, SVG.
 
         Args:
             path: Of the .svg file.
             top: How many edges.
 
+        Returns:
+            The path, or the text if there is none.
+
         Raises:
             InputError: The scores are of no edges.
+            DataError: The file cannot be written.
         """
         from actkit.trace._circuit_picture import circuit_svg
 
         return _written(circuit_svg(self, top), path)
 
-    def to_html(self, path: str | PathLike[str] | None = None, top: int = 20) -> str:
-        """Return one page that opens offline: report, picture, strongest parts and settings.
+    @overload
+    def to_html(self, path: None = None, top: int = 20) -> str: ...
+    @overload
+    def to_html(self, path: str | PathLike[str], top: int = 20) -> Path: ...
+    def to_html(self, path: str | PathLike[str] | None = None, top: int = 20) -> str | Path:
+        """Make one page that opens offline: report, picture, strongest parts and settings.
 
         Args:
-            path: Also write it there.
+            path: Where to write it.
             top: How many parts are listed; a circuit draws twice as many edges.
+
+        Returns:
+            The path, or the text if there is none.
+
+        Raises:
+            DataError: The file cannot be written.
         """
         from actkit.trace._scores_page import page
 
         return _written(page(self, top), path)
 
+    @overload
+    def to_neuronpedia(
+        self, path: None = None, trial: "Trial | None" = None, top: int = 200, slug: str = "actkit"
+    ) -> str: ...
+    @overload
+    def to_neuronpedia(
+        self,
+        path: str | PathLike[str],
+        trial: "Trial | None" = None,
+        top: int = 200,
+        slug: str = "actkit",
+    ) -> Path: ...
     def to_neuronpedia(
         self,
         path: str | PathLike[str] | None = None,
         trial: "Trial | None" = None,
         top: int = 200,
         slug: str = "actkit",
-    ) -> str:
-        """Return the strongest edges as the JSON of an attribution graph, as Neuronpedia shows.
+    ) -> str | Path:
+        """Write the strongest edges as the JSON of an attribution graph, as Neuronpedia shows.
 
         Each head and MLP is one node at the last token, for all positions together; what enters
         a head's queries, keys and values is added up; the input is an embedding node at the first
         token, and the answer the target logit.
 
         Args:
-            path: Also write it there.
+            path: Where to write it.
             trial: What was scored, for the tokens of its first prompt and the answer.
             top: How many edges.
             slug: The graph's short name.
 
+        Returns:
+            The path, or the text if there is none.
+
         Raises:
             InputError: The scores are of no edges.
+            DataError: The file cannot be written.
         """
         from actkit.trace._neuronpedia import graph_json
 
@@ -163,7 +206,5 @@ def _spoken(axis: str, name: str, index: int) -> str:
     return f"{axis} {index} {label(name)}"
 
 
-def _written(text: str, path: str | PathLike[str] | None) -> str:
-    if path is not None:
-        Path(path).write_text(text, encoding="utf-8")
-    return text
+def _written(text: str, path: str | PathLike[str] | None) -> str | Path:
+    return text if path is None else write_text(path, text)

@@ -19,6 +19,7 @@ from actkit.core.inputs import Batch
 from actkit.core.model import Model, Names
 from actkit.core.recording import Recording
 from actkit.core.sweep import positions
+from actkit.core.token_labels import token_labels
 from actkit.trace._answers import Answers, again, pooled, token_ids
 from actkit.trace._pairs import aligned, check_align, check_lengths, lengths
 
@@ -80,6 +81,11 @@ class Task:
         """Return the name."""
         return self.name
 
+    def __repr__(self) -> str:
+        """Return the name, the number of pairs and the metric."""
+        metric = self.metric if isinstance(self.metric, str) else "a function"
+        return f"Task({self.name!r}, {len(self)} pairs, metric={metric!r}, at={self.at!r})"
+
     def __getitem__(self, index: slice | Sequence[int]) -> "Task":
         """Return the task of some of its pairs."""
         chosen = range(len(self))[index] if isinstance(index, slice) else list(index)
@@ -106,6 +112,22 @@ class Task:
             check_align(self.align, sizes)
         sides = [token_ids(model, given, clean.tokens) for given in (self.answers, self.wrong)]
         return Trial(self, model, clean, corrupt, *sides)
+
+
+def as_trial(model: Model, task: "Task | Trial") -> "Trial":
+    """Return a task on a network; a trial of it as it is.
+
+    Every function that takes a network and a task goes through here: a trial carries the tokens
+    and the answers of its own network, which mean something else in another one.
+
+    Raises:
+        InputError: The trial is of another network, or the task does not fit this one.
+    """
+    if not isinstance(task, Trial):
+        return task.on(model)
+    if task.model is not model:
+        raise InputError(f"the trial is of {task.model!r}, not of {model!r}")
+    return task
 
 
 NEEDS = {
@@ -141,6 +163,10 @@ class Trial:
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self.task)
+
+    def __repr__(self) -> str:
+        """Return the task and the network; `report` says what it does."""
+        return f"Trial({self.task!r}, {self.model!r})"
 
     def metric(self, logits_nPV: Tensor) -> Tensor:
         """Return the task's number for each row, (n,); it can be differentiated.
@@ -248,7 +274,7 @@ class Trial:
         if tokens is None:
             raise InputError("a task needs prompts of tokens")
         ids = tokens[0][self.valid("clean")[0]].tolist()
-        return [str(i) if tokenizer is None else tokenizer.decode([i]) for i in ids]
+        return token_labels(tokenizer, ids)
 
     @property
     def length(self) -> int:

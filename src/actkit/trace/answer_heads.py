@@ -18,7 +18,7 @@ from actkit.core.where import Where
 from actkit.trace._attribution import Attribution, columns, readout
 from actkit.trace._base import Localizer
 from actkit.trace._parts import PARTS, Parts
-from actkit.trace._task import Task, Trial
+from actkit.trace._task import Task, Trial, as_trial
 
 
 @method(source="Dutta et al. 2024, arXiv:2402.18312, section 5")
@@ -104,7 +104,7 @@ def writers(
     Raises:
         InputError: A mask does not fit the prompts, or no source holds a token.
     """
-    trial = task if isinstance(task, Trial) else task.on(model)
+    trial = as_trial(model, task)
     heads_LH = direct(trial).heads_BLH.mean(0)
     tokens_BT = torch.as_tensor(trial.clean.tokens)
     if sources is None:

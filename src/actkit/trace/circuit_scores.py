@@ -18,7 +18,7 @@ from actkit.trace._ablations import Prompts, means, removal
 from actkit.trace._bootstrap import interval, resampled_means
 from actkit.trace._circuit import Circuit, Node, by_class, nodes
 from actkit.trace._parts import Parts, as_parts
-from actkit.trace._task import Task, Trial
+from actkit.trace._task import Task, Trial, as_trial
 
 Score = Callable[[Sequence[Set[Node]]], Tensor]
 
@@ -89,7 +89,7 @@ def circuit_scores(
     """
     if num_draws < 1:
         raise InputError(f"need at least 1 draw, got {num_draws}")
-    trial, parts = task if isinstance(task, Trial) else task.on(model), as_parts(parts)
+    trial, parts = as_trial(model, task), as_parts(parts)
     every, own, classes = _nodes(trial, parts), nodes(circuit), by_class(circuit)
     if not own or not own <= every:
         raise InputError(

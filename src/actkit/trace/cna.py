@@ -17,6 +17,7 @@ from actkit.core.errors import InputError
 from actkit.core.model import Model
 from actkit.core.progress import track
 from actkit.core.recording import Recording
+from actkit.core.token_labels import token_label
 from actkit.core.where import Where, indices
 from actkit.trace._base import Localizer
 from actkit.trace._parts import PARTS, Parts
@@ -125,7 +126,7 @@ def neuron_words(
         start = (site.place.layout.span or (0, 0))[0]
         weight_FD = weight_of(model.module.get_submodule(site.place.path))[start:]
     best = _logits(model, weight_FD[unit][None])[0].topk(num).indices
-    return [model.tokenizer.decode([i]) for i in best.tolist()]
+    return [token_label(model.tokenizer, i) for i in best.tolist()]
 
 
 def _record(trial: Trial, names: Sequence[str], edits: Sequence[Edit] = ()) -> Recording:

@@ -16,7 +16,7 @@ from actkit.core.model import Model
 from actkit.core.where import Where
 from actkit.trace._parts import Parts
 from actkit.trace._selective_neurons import selective_neurons
-from actkit.trace._task import Task, Trial
+from actkit.trace._task import Task, Trial, as_trial
 
 __all__ = ["Dissociation", "double_dissociation", "selective_neurons"]
 
@@ -58,8 +58,8 @@ class Dissociation:
 
 @method(source="Fartale et al. 2025, arXiv:2510.03366")
 def double_dissociation(
-    model: Model, first: Task, second: Task, num_heads: int = 3, num_random: int = 200,
-    seed: int = 0, batch: int | str = "auto",
+    model: Model, first: Task | Trial, second: Task | Trial, num_heads: int = 3,
+    num_random: int = 200, seed: int = 0, batch: int | str = "auto",
 ) -> Dissociation:  # fmt: skip
     """Choose the heads of two tasks, remove each set, and measure both tasks.
 
@@ -89,7 +89,7 @@ def double_dissociation(
         >>> same.first, same.selectivity
         ((), 0.0)
     """
-    trials = [task.on(model) for task in (first, second)]
+    trials = [as_trial(model, task) for task in (first, second)]
     num_layers, num_each = HEADS.shape(model, 0)
     if not 1 <= num_heads <= num_layers * num_each:
         raise InputError(f"asked for {num_heads} of {num_layers * num_each} heads")

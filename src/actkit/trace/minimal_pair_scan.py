@@ -18,7 +18,7 @@ from actkit.trace._bootstrap import interval, resampled_means
 from actkit.trace._causal_pairs import causal_pairs
 from actkit.trace._parts import as_parts
 from actkit.trace._scores import Scores
-from actkit.trace._task import Task, TaskWarning, Trial
+from actkit.trace._task import Task, TaskWarning, Trial, as_trial
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ def minimal_pair_scan(
     """
     if isinstance(task, str):
         task, connective = causal_pairs(task), connective or f" {task}"
-    trial = task if isinstance(task, Trial) else task.on(model)
+    trial = as_trial(model, task)
     heads, names = as_parts("heads"), [site.name for site in model.sites("attn_probs.*")]
     at = _positions(trial, connective)
     better = trial.clean_values > trial.corrupt_values

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from actkit.catalog import method
+from actkit.core.addresses import layer_of
 from actkit.core.edit import Edit, apply, scale, set, swap
 from actkit.core.errors import InputError
 from actkit.core.model import Model
@@ -115,7 +116,7 @@ class Optogenetics:
         if patterns is None or not heads:
             return gone
         first = min(layer for layer, _ in heads)
-        later = [name for name in patterns if int(name.rpartition(".")[2]) > first]
+        later = [name for name in patterns if layer_of(name) > first]
         return [*gone, *(swap(name, patterns) for name in later)]
 
     def hold(

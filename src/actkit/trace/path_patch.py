@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from actkit.catalog import method
+from actkit.core.addresses import points_of
 from actkit.core.edit import Edit, swap
 from actkit.core.errors import InputError
 from actkit.core.model import Model
@@ -17,7 +18,7 @@ from actkit.core.progress import track
 from actkit.core.recording import Recording
 from actkit.trace._base import Localizer
 from actkit.trace._parts import Part, Parts
-from actkit.trace._task import Task, Trial
+from actkit.trace._task import Task, Trial, as_trial
 
 SENDERS = ("z", "attn_out", "mlp_out", "mlp_hidden")
 RECEIVERS = ("q", "k", "v")
@@ -85,7 +86,7 @@ def path_patch(
         >>> path_patch(Model(reader(at=(1, 1))), first, [Part("z.1", head=1)])
         tensor([2.])
     """
-    trial = task if isinstance(task, Trial) else task.on(model)
+    trial = as_trial(model, task)
     return trial.clean_values - _patched(trial, [senders], receivers, "auto")[0]
 
 
@@ -124,7 +125,7 @@ def _sent(group: Sequence[Part], clean: Recording, corrupt: Recording) -> list[E
 
 def _check(what: str, sites: set[str], points: tuple[str, ...]) -> None:
     for site in sorted(sites):
-        if site.rpartition(".")[0] not in points:
+        if not points_of(site) or not {*points_of(site)} <= {*points}:
             raise InputError(
                 f"{what} must be a part of one block at {', '.join(points)}, got {site!r}"
             )

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from random import Random
 from statistics import fmean
 from typing import Any, ClassVar
@@ -72,10 +73,7 @@ class TraceProtocol(Protocol):
         Metric("AUC", better="higher"),
     )
     tasks: ClassVar = tuple(TASKS)
-
-    def __init__(self) -> None:
-        """Begin without any exact scores."""
-        self._exact: dict[Any, dict[str, Tensor]] = {}
+    on_model: ClassVar = True
 
     def methods(self, task: Any) -> Mapping[str, Any]:
         """Return every localizer that needs no settings, and the random control."""
@@ -97,12 +95,47 @@ class TraceProtocol(Protocol):
             model: The network.
             seed: Divides the pairs.
         """
-        if model is None:
+        return self.round(task, model, seed)(method)
+
+    def round(self, task: Any, model: Model | None, seed: int) -> "_Round":
+        """Return what measures methods on the same halves of the pairs."""
+        return _Round(task, model, seed)
+
+
+@dataclass
+class _Round:
+    """One seed: the halves of the pairs and exact patching of the first, which all methods share.
+
+    Both are made when the first method asks; what cannot be made is refused to each of them.
+    """
+
+    task: Any
+    model: Model | None
+    seed: int
+
+    @cached_property
+    def halves(self) -> tuple[Trial, Trial]:
+        """Return the half that is scored, and the one that the strongest heads must answer."""
+        if self.model is None:
             raise InputError("localizers are compared on a network, got none: pass a model")
-        scored, held = (half.on(model) for half in _halves(as_task(task), seed))
+        scored, held = _halves(as_task(self.task), self.seed)
+        return scored.on(self.model), held.on(self.model)
+
+    @cached_property
+    def exact(self) -> dict[str, Tensor]:
+        """Return exact patching of each kind of parts."""
+        scored, _ = self.halves
+        patch = next(e for e in entries("trace") if e.name == "patch").load()
+        lengths = scored.valid("corrupt").sum(-1)
+        kinds = KINDS if bool((lengths == lengths[0]).all()) else {"heads": "heads"}
+        return {k: patch(p)(scored.model, scored).values for k, p in kinds.items()}
+
+    def __call__(self, method: Any) -> dict[str, float]:
+        """Return one value for the name of each metric."""
+        (scored, held), exact = self.halves, self.exact
+        model = scored.model
         made = method() if isinstance(method, type) else method
-        own = replace(made, seed=seed) if isinstance(made, RandomScores) else made
-        exact = self._exact_scores(model, scored, seed)
+        own = replace(made, seed=self.seed) if isinstance(made, RandomScores) else made
         started = time.perf_counter()
         found = {"heads": by_head(asked(own, "heads")(model, scored)).values}
         seconds = time.perf_counter() - started
@@ -120,18 +153,8 @@ class TraceProtocol(Protocol):
             "time": seconds,
             "top heads shared": shared_top(found["heads"], exact["heads"]),
             "faithfulness": fmean(faithfulness(held, found["heads"])),
-            "AUC": _auc(own, seed),
+            "AUC": _auc(own, self.seed),
         }
-
-    def _exact_scores(self, model: Model, trial: Trial, seed: int) -> dict[str, Tensor]:
-        """Return exact patching of each kind of parts; kept for the next method."""
-        key = (id(model), trial.task.name, len(trial), seed)
-        if key not in self._exact:
-            patch = next(e for e in entries("trace") if e.name == "patch").load()
-            lengths = trial.valid("corrupt").sum(-1)
-            kinds = KINDS if bool((lengths == lengths[0]).all()) else {"heads": "heads"}
-            self._exact = {key: {k: patch(p)(model, trial).values for k, p in kinds.items()}}
-        return self._exact[key]
 
 
 def by_head(scores: Scores) -> Scores:

@@ -19,7 +19,7 @@ from actkit.trace._gradients import first_order, sides, slopes
 from actkit.trace._graph import Graph
 from actkit.trace._parts import Parts
 from actkit.trace._relevance import Rule, as_rules, attention_rule, propagating
-from actkit.trace._task import Task, Trial
+from actkit.trace._task import Task, Trial, as_trial
 
 ALL = ("norm", "activation", "gate", "attention")
 
@@ -126,7 +126,7 @@ def feature_relevance(
     Raises:
         InputError: Features and directions do not fit.
     """
-    trial = task if isinstance(task, Trial) else task.on(model)
+    trial = as_trial(model, task)
     with propagating(model, rules) as edits:
         source, base, (c_BTD,) = slopes(trial, direction, [site], edits)
     with torch.no_grad():

@@ -17,7 +17,7 @@ from actkit.trace._subspace import (
     subspace_edits,
     trained,
 )
-from actkit.trace._task import Task, Trial
+from actkit.trace._task import Task, Trial, as_trial
 
 __all__ = [
     "Illusion", "SubspaceEffect", "das", "illusion_test", "rank_one_edit", "subspace_edits",
@@ -55,7 +55,7 @@ def subspace_patch(
         >>> round(found.effect, 4), found.accuracy
         (1.0, 1.0)
     """
-    trial = task if isinstance(task, Trial) else task.on(model)
+    trial = as_trial(model, task)
     basis_JD = orthonormal(directions)
     source = trial.source("clean", [site])
     if basis_JD.shape[-1] != source[site].shape[-1]:
@@ -94,5 +94,5 @@ def das(
     Raises:
         InputError: More directions than the site is wide, or none.
     """
-    trial = task if isinstance(task, Trial) else task.on(model)
+    trial = as_trial(model, task)
     return trained(trial, site, where, num, steps, seed)
