@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from actkit.core.doors import Guest
+
 if TYPE_CHECKING:
     from actkit.core.model import Model
 
@@ -22,10 +24,16 @@ def block_paths(model: "Model") -> list[str]:
 class Skip(nn.Module):
     """Stands in for a block that need not run; gives on its input, or the trunk's stream."""
 
-    def __init__(self, block: nn.Module, value: Tensor | None, as_tuple: bool) -> None:
-        """Stand in for a block; return `value`, or the input if it is None."""
+    def __init__(
+        self, block: nn.Module, value: Tensor | None, as_tuple: bool, guest: Guest
+    ) -> None:
+        """Stand in for a block; return `value`, or the input if it is None.
+
+        Where the guest is not, in other threads, the block itself runs.
+        """
         super().__init__()
         self._own, self._value, self._as_tuple = (block,), value, as_tuple
+        self._guest = guest
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -35,6 +43,8 @@ class Skip(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the next block receives, in the block's own form."""
+        if not self._guest.is_here:
+            return self._own[0](*args, **kwargs)
         x = hidden(args, kwargs) if self._value is None else self._value
         return (x,) if self._as_tuple else x
 

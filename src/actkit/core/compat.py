@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import nn
 
 from actkit.core.errors import InputError
@@ -147,6 +148,13 @@ def is_checkpointing(network: nn.Module) -> bool:
     return any(
         m.training and getattr(m, "gradient_checkpointing", False) for m in network.modules()
     )
+
+
+def is_in_checkpoint() -> bool:
+    """Say whether what runs now will run again during backward (`torch.utils.checkpoint`)."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    hooks = None if top is None else top(True)
+    return hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
 
 
 def num_virtual_tokens(network: nn.Module) -> int:

@@ -51,6 +51,15 @@ class Guest:
         """Belong to nobody any more."""
         _HERE.set(_HERE.get() - {self._mark})
 
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        """Belong to this thread or task for a while."""
+        self.enter_here()
+        try:
+            yield
+        finally:
+            self.leave_here()
+
 
 class Door:
     """What stands in front of one module; made when it is first needed, gone after its last use."""

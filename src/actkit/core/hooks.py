@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from actkit.core.attention import AttentionSocket
-from actkit.core.compat import generators, is_checkpointing, num_virtual_tokens
+from actkit.core.compat import generators, is_checkpointing, is_in_checkpoint, num_virtual_tokens
 from actkit.core.context import ForwardContext, Told
 from actkit.core.controller import Beside, Controller, kept
 from actkit.core.doors import Close, Guest, door
@@ -225,7 +225,7 @@ class Hooks(Guest):
         if is_checkpointing(self._module):
             raise EditError(
                 "gradient checkpointing runs blocks again during backward, where edits and "
-                "recordings no longer stand: call gradient_checkpointing_disable() first"
+                "recordings no longer stand: turn it off (gradient_checkpointing_disable)"
             )
 
     def _generate(
@@ -320,6 +320,11 @@ class Hooks(Guest):
         """Pass a tensor through the taps that this call of the module is meant for."""
         for tap in taps:
             if self._meant(tap, call):
+                if torch.is_grad_enabled() and is_in_checkpoint():
+                    raise EditError(
+                        f"{tap.site.name} lies inside a checkpoint, which runs again during "
+                        "backward, where edits and recordings no longer stand: run without it"
+                    )
                 first = call == 0 or tap.site.place.call is not None
                 tap.calls = tap.calls if self._aside else max(tap.calls, call + 1)
                 x = tap.pass_on(x, self._context(tap), first=first and not self._aside)

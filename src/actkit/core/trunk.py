@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from actkit.core.blocks import Skip, block_paths, first_rows, hidden
 from actkit.core.compat import cache_argument, cache_keywords, output_cache
 from actkit.core.context import ForwardContext
+from actkit.core.doors import Guest
 from actkit.core.edit import Edit
 from actkit.core.errors import EditError
 from actkit.core.inputs import Batch
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from actkit.core.model import Model
 
 
-class Trunk:
+class Trunk(Guest):
     """One run of the bare network, from whose middle edited runs go on.
 
     Attributes:
@@ -62,6 +63,7 @@ class Trunk:
             asked: (B, P) columns whose logits are asked; the last of each row if None.
             record: Sites to keep what the bare network has there.
         """
+        super().__init__()
         self._model, self.batch = model, model.encode(inputs)
         tokens = _tokens(self.batch)
         last = torch.full((len(tokens), 1), tokens.shape[1] - 1)
@@ -81,13 +83,15 @@ class Trunk:
         """Run the bare network, keeping what each block receives and what the last returns."""
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._values.append(hidden(args, kwargs))
+            if self.is_here:
+                self._values.append(hidden(args, kwargs))
 
         def end(_: nn.Module, __: Any, output: Any) -> None:
-            self._tuple = isinstance(output, tuple)
-            self._values.append(output[0] if self._tuple else output)
+            if self.is_here:
+                self._tuple = isinstance(output, tuple)
+                self._values.append(output[0] if self._tuple else output)
 
-        with ExitStack() as stack:
+        with self.here(), ExitStack() as stack:
             blocks = [self._model.module.get_submodule(path) for path in self._blocks]
             for block in blocks:
                 handle = block.register_forward_pre_hook(keep, with_kwargs=True)
@@ -138,7 +142,7 @@ class Trunk:
         settings = {} if whole_head or not len(columns) else self._head(columns)
         batch = self._tail(copies, token, settings, counts)
         first = starts[0]
-        with ExitStack() as stack:
+        with self.here(), ExitStack() as stack:
             skipped = {self._blocks[b]: self._skip(b, first, counts, token) for b in range(first)}
             stack.enter_context(self._model.replaced(skipped))
             for b in range(first, self.num_blocks):
@@ -222,17 +226,21 @@ class Trunk:
 
     def _skip(self, block: int, first: int, counts: Sequence[int], token: int) -> nn.Module:
         value = self._entering(first, counts, token) if block == first - 1 else None
-        return Skip(self._model.module.get_submodule(self._blocks[block]), value, self._tuple)
+        return Skip(self._model.module.get_submodule(self._blocks[block]), value, self._tuple, self)
 
     def _hooked(self, block: int, counts: Sequence[int], token: int) -> list[Any]:
         """Hook a block so that it computes the rows that have begun, and others join after it."""
         module = self._model.module.get_submodule(self._blocks[block])
 
         def shorten(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if not self.is_here:
+                return None
             cut = partial(first_rows, total=counts[-1], rows=counts[block])
             return tuple(map(cut, args)), {k: cut(v) for k, v in kwargs.items()}
 
         def join(_: nn.Module, __: Any, output: Any) -> Any:
+            if not self.is_here:
+                return None
             x = output[0] if isinstance(output, tuple) else output
             x = torch.cat([x, self._entering(block + 1, counts, token)])
             return (x, *output[1:]) if isinstance(output, tuple) else x
