@@ -148,13 +148,15 @@ def _attend(
         return kernel(module, query, key, value, attention_mask, **settings)
     unread = [k for k in ("softcap", "position_bias") if not kernel_reads(kernel, k)]
     read = {k: v for k, v in settings.items() if k not in unread}
-    scores_BHTS = given = attention_scores(module, query, key, attention_mask, read)
+    sizes = (len(query), query.shape[2], key.shape[2])
+    mask = _of_blocks(attention_mask, sizes, query.device)
+    scores_BHTS = given = attention_scores(module, query, key, mask, read)
     probs_BHTS = bare_BHTS = attention_probs(scores_BHTS, settings.get("s_aux")).to(query.dtype)
     call = partial(kernel, module, query, key, value, attention_mask, **settings)
     case = _case(switch, probs_BHTS, attention_mask)
     returned = None if case in _PROVEN.get(module, ()) else call()
     if returned is not None:
-        _prove(module, case, (probs_BHTS, value, returned[0]), attention_mask, settings)
+        _prove(module, case, (probs_BHTS, value, returned[0]), mask, settings)
     for socket in sockets:
         scores_BHTS = socket.passed("scores", scores_BHTS)
     if scores_BHTS is not given:
@@ -236,7 +238,7 @@ def attention_scores(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
-    mask: Any,
+    mask: Tensor | None,
     settings: dict[str, Any],
 ) -> Tensor:
     """Return the softmax's logits (B, H, T, S), at least in float32, the mask included.
@@ -247,8 +249,7 @@ def attention_scores(
         module: The attention module.
         query: (B, H, T, K).
         key: (B, G, S, K).
-        mask: (B, 1, T, S), bool or to be added; (B, S), which keys are no padding; a block mask
-            of flex attention; or None.
+        mask: (B, 1, T, S), bool or to be added; (B, S), which keys are no padding; or None.
         settings: What else the kernel was called with.
     """
     scale = settings.get("scaling")
@@ -260,8 +261,6 @@ def attention_scores(
     if (bias := settings.get("position_bias")) is not None:
         scores = scores + bias
     lowest = torch.finfo(query.dtype).min
-    if hasattr(mask, "mask_mod"):
-        mask = _of_blocks(mask, scores)
     if mask is not None and mask.dim() != 2:
         mask = mask[..., : scores.shape[-1]]
         return scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
@@ -284,15 +283,14 @@ def _seen_by_order(scores_BHTS: Tensor, window: int | None) -> Tensor:
     return seen if window is None else seen & (key_S > query_T1 - window)
 
 
-def _of_blocks(mask: Any, scores_BHTS: Tensor) -> Tensor:
-    """Return the (B, 1, T, S) bool mask that a block mask of flex attention stands for."""
+def _of_blocks(mask: Any, sizes: tuple[int, int, int], device: torch.device) -> Any:
+    """Return the (B, 1, T, S) mask that a block mask of flex attention stands for, or the mask."""
+    if not hasattr(mask, "mask_mod"):
+        return mask
     from torch.nn.attention.flex_attention import create_mask
 
-    batch, _, num_queries, num_keys = scores_BHTS.shape
-    made: Tensor = create_mask(
-        mask.mask_mod, batch, 1, num_queries, num_keys, device=str(scores_BHTS.device)
-    )
-    return made
+    batch, num_queries, num_keys = sizes
+    return create_mask(mask.mask_mod, batch, 1, num_queries, num_keys, device=str(device))
 
 
 def attention_probs(scores_BHTS: Tensor, sinks_H: Tensor | None = None) -> Tensor:
