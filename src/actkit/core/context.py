@@ -11,69 +11,16 @@ Shapes: B batch, T tokens of this pass, P tokens seen up to its end.
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
-from actkit.core.caches import caches_among, held, is_empty, states_among
+from actkit.core.caches import caches_among, is_empty
 from actkit.core.errors import EditError
+from actkit.core.fed import Fed, FedByCache, Told
+from actkit.core.masks import packed_by_mask, packed_by_positions, valid_columns
 from actkit.core.recording import Rows
-
-
-@dataclass(frozen=True, eq=False)
-class Told:
-    """What is known of a prompt by who feeds it.
-
-    Attributes:
-        tokens: (B, T) ids; None if the prompt is of another kind.
-        valid: (B, T) bool, False on padding; None if nothing is said.
-        past: (B, P) validity of tokens that a cache among the arguments holds; None if there is
-            no such cache, or nothing is known of it.
-        width: Columns of the prompt where it may come in pieces, and what follows is written by
-            the network; None where one pass is all.
-        rows: Rows of the prompt.
-        each: Rows of the network for each row of the prompt: sequences, or beams.
-        pieces: The prompt may come in several passes.
-        turns: Further prompts may follow on the same cache; otherwise what follows is written.
-        reason: Why phases and positions cannot be known; "" if they can.
-    """
-
-    tokens: Tensor | None = None
-    valid: Tensor | None = None
-    past: Tensor | None = None
-    width: int | None = None
-    rows: int = 0
-    each: int = 1
-    pieces: bool = False
-    turns: bool = False
-    reason: str = ""
-
-
-@dataclass
-class _Fed:
-    """What was fed on one cache.
-
-    Attributes:
-        seen: Columns so far; None if others fed it, too.
-        valid: (B, seen) bool; None if nothing was padding.
-        begins: (B, seen) bool, where documents begin; None where each row is one.
-        prompt: Columns up to the end of the latest prompt.
-        virtual: The first columns, which are no tokens (of prompt tuning).
-        length: What the cache said of itself after the last pass.
-        memory: What controllers remember, by their keys.
-    """
-
-    seen: int | None = 0
-    valid: Tensor | None = None
-    begins: Tensor | None = None
-    prompt: int = 0
-    virtual: int = 0
-    length: int | None = None
-    memory: dict[Any, dict[Any, Any]] = field(default_factory=dict)
 
 
 class ForwardContext:
@@ -103,10 +50,7 @@ class ForwardContext:
         self.begins, self.again, self.each = True, False, 1
         self._names = [] if module is None else list(inspect.signature(module.forward).parameters)
         self._virtual = virtual
-        self._by_cache: list[tuple[Callable[[], Any], _Fed]] = []
-        self._states: list[tuple[Any, _Fed]] = []
-        self._stand_in: _Fed | None = None
-        self._fed = _Fed()
+        self._by_cache, self._fed = FedByCache(), Fed()
         self._told: Told | None = None
         self._heard: Told | None = None
         self._tokens: Tensor | None = None
@@ -143,10 +87,10 @@ class ForwardContext:
         values = [*args, *kwargs.values()]
         self._measure(given, args, values)
         caches = caches_among(values)
-        fed = self._find(caches, values)
+        fed = self._by_cache.find(values)
         carried, first = fed is not None, told is not self._heard
         virtual = self._virtual if self._tokens is None else 0
-        self._fed = fed or _Fed(seen=0 if all(map(is_empty, caches)) else None, virtual=virtual)
+        self._fed = fed or Fed(seen=0 if all(map(is_empty, caches)) else None, virtual=virtual)
         self._rows, self._heard, self._calls = {}, told, self._calls + 1
         self.each = self._rows_for_each(told)
         spoken = not rows_only and self._is_spoken_of(told, carried and not first)
@@ -162,45 +106,19 @@ class ForwardContext:
 
     def end(self, output: Any) -> None:
         """Take note of what the pass returned: a cache may be handed on."""
-        for cache in caches_among(output):
-            self._keep(cache)
-        self._states = [(s, self._fed) for s in states_among(output)]
-        for cache, fed in self._by_cache:
-            if fed is self._fed and (own := cache()) is not None:
-                fed.length = held(own)
+        self._by_cache.end(output, self._fed)
 
     def beside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "ForwardContext":
         """Return a context for more passes over the same tokens, on copies of their caches."""
         own = copy(self)
-        values = [*args, *kwargs.values()]
-        own._stand_in = copy(self._find(caches_among(values), values))
-        own._by_cache, own._states = [], []
+        own._by_cache = self._by_cache.beside(self._by_cache.find([*args, *kwargs.values()]))
         return own
 
     def again_beside(self) -> "ForwardContext":
         """Return what `beside` returned, for one more of these passes."""
         own = copy(self)
-        own._by_cache, own._states = [], []
+        own._by_cache = self._by_cache.again()
         return own
-
-    def _keep(self, cache: Any) -> None:
-        """Remember what is fed on a cache as long as the cache lives."""
-        try:
-            reference: Callable[[], Any] = ref(cache)
-        except TypeError:  # some cannot be referred to weakly
-            reference = partial(_itself, cache)
-        others = [(own, fed) for own, fed in self._by_cache if own() not in (None, cache)]
-        self._by_cache = [*others, (reference, self._fed)]
-
-    def _find(self, caches: Iterable[Any], values: Iterable[Any]) -> _Fed | None:
-        """Return what was fed on a cache among the arguments, None if it is not known."""
-        for cache in caches:
-            fed = next((fed for own, fed in self._by_cache if own() is cache), None)
-            if fed is not None and not is_empty(cache):
-                # where somebody cut or filled it between two passes its columns are not counted
-                return fed if held(cache) == fed.length else replace(fed, seen=None)
-        states = [fed for state, fed in self._states if any(v is state for v in values)]
-        return states[0] if states else copy(self._stand_in)
 
     def _measure(
         self, given: Mapping[str, Any], args: tuple[Any, ...], values: Iterable[Any]
@@ -322,8 +240,7 @@ class ForwardContext:
         self.memory = fed.memory
         fed.seen = self._offset + self._length if self._known else None
         fed.valid, fed.begins = self._valid, self._begins_BP
-        for cache in caches:
-            self._keep(cache)
+        self._by_cache.keep(caches, fed)
 
     @property
     def step(self) -> int:
@@ -393,7 +310,7 @@ class ForwardContext:
         if told is not None and told.valid is not None and (of_prompt or not told.turns):
             self._valid = self._told_validity(told.valid, told.past)
             return
-        found = _valid_columns(mask, self._offset + self._length)
+        found = valid_columns(mask, self._offset + self._length)
         if found is not None and len(found) == self.batch:
             order = torch.arange(found.shape[1], device=found.device)
             self._valid = found & (order >= self._fed.virtual) if self._fed.virtual else found
@@ -433,22 +350,14 @@ class ForwardContext:
 
     def _packed(self, given: Mapping[str, Any]) -> Tensor | None:
         """Return where position ids start again, or where the mask cuts off all that was before."""
-        ids, length = given.get("position_ids"), self._length
-        if isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1] == length > 1:
-            ids = ids.expand(self.batch, -1) if len(ids) in (1, self.batch) else ids
-            again = torch.zeros_like(ids, dtype=torch.bool)
-            again[:, 1:] = (ids[:, 1:] == 0) & self._valid_now()[:, :-1]
-            return again if again.any() else None
-        mask = given.get("attention_mask")
-        if not isinstance(mask, Tensor) or mask.dim() != 4 or self._offset or length < 2:
+        ids = given.get("position_ids")
+        if isinstance(ids, Tensor) and ids.dim() == 2 and self._length > 1:
+            fits = len(ids) in (1, self.batch) and ids.shape[1] == self._length
+            return packed_by_positions(ids, self._valid_now()) if fits else None
+        if self._offset:
             return None
-        sees = _sees(mask)[:, :length, :length].to(self.device)
-        earliest = sees.long().argmax(-1)
-        order = torch.arange(length, device=self.device)
-        # a document's tokens all look back to its first; a window's first moves on with each token
-        starts = (earliest == order) & sees.diagonal(dim1=1, dim2=2)
-        starts[:, 0] = False
-        return starts.expand(self.batch, -1) if starts.any() else None
+        begins = packed_by_mask(given.get("attention_mask"), self._length)
+        return None if begins is None else begins.to(self.device).expand(self.batch, -1)
 
     def _valid_now(self) -> Tensor:
         if self._valid is None or self.frames is not None:
@@ -587,28 +496,3 @@ class ForwardContext:
         own._valid = own._begins_BP = own._tokens = own._told = None
         own._rows, own._known, own.frames = {}, True, None
         return own
-
-
-def _itself(value: Any) -> Any:
-    return value
-
-
-def _sees(mask: Tensor) -> Tensor:
-    """Return which token sees which, (B, T, P) bool, from a mask that is bool or is added."""
-    seen = mask[:, 0]
-    return seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
-
-
-def _valid_columns(given: Any, total: int) -> Tensor | None:
-    """Return which of the (B, P) tokens are no padding; None if a mask does not speak of them.
-
-    Of a mask (B, 1, T, P) those are valid that some token sees. Masks of static caches are wider.
-    """
-    mask = given.get("full_attention") if isinstance(given, Mapping) else given
-    if not isinstance(mask, Tensor) or mask.shape[-1] < total:
-        return None
-    if mask.dim() == 2:
-        return mask[:, :total].bool()
-    if mask.dim() == 4 and mask.shape[1] == 1:
-        return _sees(mask)[..., :total].any(1)
-    return None

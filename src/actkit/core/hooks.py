@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from actkit.core.attention import AttentionSocket
 from actkit.core.compat import generators, is_checkpointing, is_in_checkpoint, num_virtual_tokens
-from actkit.core.context import ForwardContext, Told
+from actkit.core.context import ForwardContext
 from actkit.core.controller import Beside, Controller, kept
 from actkit.core.doors import Close, Guest, door
 from actkit.core.errors import EditError
 from actkit.core.experts import ExpertSocket, RouterSocket
+from actkit.core.fed import Told
 from actkit.core.taps import Tap
 from actkit.core.told import keeps_several_beams, told_by_generate
 from actkit.core.values import Chain, get, main_input, main_output, put, slots

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from actkit.core.compat import generation_setting
-from actkit.core.context import Told
 from actkit.core.errors import EditError
+from actkit.core.fed import Told
 from actkit.core.inputs import Batch
 
 ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
