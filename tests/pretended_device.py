@@ -50,10 +50,10 @@ class Pretended(Tensor):
 
     _inner: Tensor
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls: type, inner: Tensor) -> "Pretended":
+    def __new__(cls: type["Pretended"], inner: Tensor) -> "Pretended":
         """Wrap a plain CPU tensor; it is not copied."""
         made = Tensor._make_wrapper_subclass(
             cls,
@@ -64,12 +64,13 @@ class Pretended(Tensor):
             layout=inner.layout,
             device=DEVICE,
         )
-        made = cast(Pretended, made)
         made._inner = inner
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(func, args, kwargs or {})
 
     @property
@@ -78,7 +79,7 @@ class Pretended(Tensor):
         return _DATA.__get__(self)
 
     @data.setter
-    def data(self, other: "Pretended") -> None:
+    def data(self, other: Any) -> None:
         _DATA.__set__(self, other)
         self._inner = other._inner
 
@@ -102,7 +103,7 @@ class Pretended(Tensor):
     def untyped_storage(self) -> Any:
         return self._inner.untyped_storage()
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"{self._inner!r} on {DEVICE}"
 
     def __format__(self, spec: str) -> str:
@@ -118,11 +119,11 @@ _DATA: Any = Tensor.data
 def _rebuild(inner: Tensor, requires_grad: bool, is_param: bool) -> Pretended:
     made = Pretended(inner).requires_grad_(requires_grad)
     if is_param:
-        made._is_param = True  # type: ignore[attr-defined]
+        made._is_param = True
     return cast(Pretended, made)
 
 
-class _Factories(TorchDispatchMode):
+class _Factories(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Serve `device=DEVICE`, which no argument's type would tell."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -136,7 +137,7 @@ def pretended_device() -> Iterator[torch.device]:
     lifted = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(device=) is seen by the mode
     try:
-        with _known_by_name(), _Factories():
+        with _known_by_name(), _Factories():  # type: ignore[no-untyped-call]
             yield DEVICE
     finally:
         torch._C._set_only_lift_cpu_tensors(lifted)
@@ -145,7 +146,8 @@ def pretended_device() -> Iterator[torch.device]:
 @contextmanager
 def _known_by_name() -> Iterator[None]:
     """Put the device where torch lists device types: those of autocast and fused optimizers."""
-    autocast, fused = torch.is_autocast_enabled, optimizer._get_fused_kernels_supported_devices
+    autocast = torch.is_autocast_enabled
+    fused = optimizer._get_fused_kernels_supported_devices  # type: ignore[attr-defined]
     with (
         patch.object(
             torch,
@@ -164,8 +166,10 @@ def _known_by_name() -> Iterator[None]:
 @cache
 def _register() -> torch.library.Library:
     """Let `torch.tensor([x, y])` read its numbers, which it does below any mode."""
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("_local_scalar_dense", lambda x: x._inner.item(), "Lazy")
+    library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    library.impl(  # type: ignore[no-untyped-call]
+        "_local_scalar_dense", lambda x: x._inner.item(), "Lazy"
+    )
     return library
 
 

@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,8 @@ CHANGERS = {"append", "add", "update", "setdefault", "extend", "pop", "clear", "
 def network(seed: int = 0) -> Model:
     """Return a tiny Llama, the embeddings of its words in another order for each seed."""
     m = tiny.model()
-    weight = m.module.get_input_embeddings().weight
+    net: Any = m.module
+    weight = net.get_input_embeddings().weight
     weight.data = weight.data.roll(seed, 0)
     return m
 
@@ -63,7 +65,12 @@ def test_exact_patching_agrees_with_itself_on_the_next_network() -> None:
 def test_exact_patching_runs_once_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
     plain = Patch.__call__
-    monkeypatch.setattr(Patch, "__call__", lambda *args: ran.append(args[0]) or plain(*args))
+
+    def counted(*args: Any) -> Any:
+        ran.append(args[0])
+        return plain(*args)
+
+    monkeypatch.setattr(Patch, "__call__", counted)
     m = network()
     ak.compare("trace", m, task=task(m, 5, 0), methods=["random", "eap"], seeds=2)
     assert len(ran) == 2 * 3  # heads, MLPs and stream, whatever the number of methods

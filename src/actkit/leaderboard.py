@@ -287,7 +287,7 @@ def _protocol(family: str) -> Protocol:
     return protocol
 
 
-def _data_hash(task: Any, log: str | Path | None) -> dict[str, str]:
+def _data_hash(task: Any, log: str | Path | None) -> dict[str, Any]:
     """Return what tells a user's task from another one of its name; nothing for bundled ones."""
     if isinstance(task, str):
         return {}

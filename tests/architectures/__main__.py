@@ -50,7 +50,7 @@ def _told(kind: str, result: dict[str, Any]) -> int:
     """Print a line of a result; return the number of wrong cells."""
     cells = result.get("cells", {})
     told = {k: w for k, (s, w) in cells.items() if s in ("wrong", "refused")}
-    wrong = sum(s == "wrong" for s, _ in cells.values())
+    wrong: int = sum(s == "wrong" for s, _ in cells.values())
     state = "WRONG" if wrong else "ok" if cells else result.get("reason", "")
     print(kind, result.get("seconds", ""), state, told or "", flush=True)  # noqa: T201
     return wrong

@@ -174,7 +174,8 @@ class Case:
     @property
     def stream_like(self) -> Tensor:
         """Return what the network has at the middle."""
-        return _main(self.ran[self.middle.place.path])
+        had: Tensor = _main(self.ran[self.middle.place.path])
+        return had
 
     def vector(self, scale: float = 1.0, requires_grad: bool = False) -> Tensor:
         """Return an uneven vector for the middle."""
@@ -382,7 +383,9 @@ def attention(c: Case) -> None:
         probs = [p for p in told or () if isinstance(p, Tensor)]
         if not probs:
             continue
-        if told is not None and len(told) == c.m.sites(names[0])[0].stack.num_blocks:
+        own = c.m.sites(names[0])[0].stack
+        assert own is not None
+        if told is not None and len(told) == own.num_blocks:
             probs = [told[int(n.rpartition(".")[2])] for n in names]
         if len(probs) != len(names):
             raise Wrong(f"{stack}: {len(probs)} attentions, {len(names)} sites")
@@ -425,7 +428,8 @@ def _kernel_outputs(c: Case) -> dict[str, Tensor]:
 
     paths = {id(m): p for p, m in c.network.named_modules()}
     found: dict[str, Tensor] = {}
-    real = type(ALL_ATTENTION_FUNCTIONS).get_interface
+    registry: Any = type(ALL_ATTENTION_FUNCTIONS)
+    real = registry.get_interface
 
     def spying(self: Any, name: str, default: Any) -> Any:
         kernel = real(self, name, default)
@@ -437,11 +441,11 @@ def _kernel_outputs(c: Case) -> dict[str, Tensor]:
 
         return attend
 
-    type(ALL_ATTENTION_FUNCTIONS).get_interface = spying
+    registry.get_interface = spying
     try:
         c.call()
     finally:
-        type(ALL_ATTENTION_FUNCTIONS).get_interface = real
+        registry.get_interface = real
     return found
 
 
@@ -660,7 +664,8 @@ def _alone(
     """Return the metric of one version, under a hook written by hand."""
     site, tokens, v = version
     batch = c.m.encode(given)
-    length = batch.kwargs.get("decoder_input_ids", batch.tokens).shape[1]
+    ids: Any = batch.kwargs.get("decoder_input_ids", batch.tokens)
+    length = ids.shape[1]
     valid = torch.ones(rows, length, dtype=torch.bool)
     if "decoder_input_ids" not in batch.kwargs and batch.valid is not None:
         valid = batch.valid

@@ -18,7 +18,7 @@ def one(kind: str) -> dict[str, Any]:
     if kind in NOT_BUILT:
         return {"what": what, "reason": NOT_BUILT[kind]}
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

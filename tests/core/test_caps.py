@@ -37,7 +37,9 @@ def test_a_cap_that_the_kernel_leaves_out_is_left_out_of_scores(capless: str) ->
     net: Any = network("gemma2")
     net.set_attn_implementation(capless)
     m = Model(net)
-    assert torch.equal(m.run(IDS, logits=True).logits, net(torch.tensor(IDS)).logits)
+    logits = m.run(IDS, logits=True).logits
+    assert logits is not None
+    assert torch.equal(logits, net(torch.tensor(IDS)).logits)
     rec = m.run(IDS, record=["z.1", "v.1", "attn_*.1"])
     assert rec["attn_scores.1"].abs()[..., 0].max() > 5  # the cap would hold them below
     v_BTHK = rec["v.1"].repeat_interleave(rec["z.1"].shape[2] // rec["v.1"].shape[2], 2)

@@ -34,16 +34,17 @@ def test_a_decoder_goes_on_from_its_cache(build: Callable[[], Any]) -> None:
 
 def test_an_encoder_decoder_goes_on_from_its_cache() -> None:
     torch.manual_seed(5)
-    config = T5Config(
-        vocab_size=tiny.WORDS,
-        d_model=20,
-        d_kv=6,
-        d_ff=28,
-        num_layers=2,
-        num_heads=3,
-        decoder_start_token_id=0,
-    )
-    net: Any = T5ForConditionalGeneration(config).eval()
+    settings: dict[str, Any] = {
+        "vocab_size": tiny.WORDS,
+        "d_model": 20,
+        "d_kv": 6,
+        "d_ff": 28,
+        "num_layers": 2,
+        "num_heads": 3,
+        "decoder_start_token_id": 0,
+    }
+    net: Any = T5ForConditionalGeneration(T5Config(**settings))
+    net.eval()
     ids, written = torch.arange(1, 11).view(2, 5), torch.arange(20, 28).view(2, 4)
     whole = net(input_ids=ids, decoder_input_ids=written).logits
     first = net(input_ids=ids, decoder_input_ids=written[:, :3], use_cache=True)

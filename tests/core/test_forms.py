@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import pytest
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,8 @@ def test_labels_never_become_an_argument() -> None:
     with pytest.raises(InputError, match=r"must fit forward\(x, scale\), got 2 values: say what"):
         m.observe(loader, {"net.head:out": [Kept()]})
     assert_close(m.run((X, Y)).output, Scaled().eval()(X, Y))  # a tuple of the user's is meant
-    scaled = DataLoader([{"x": x, "scale": y} for x, y in zip(X, Y, strict=True)], batch_size=2)
+    rows: Any = [{"x": x, "scale": y} for x, y in zip(X, Y, strict=True)]
+    scaled: DataLoader[Any] = DataLoader(rows, batch_size=2)
     fed = m.observe(scaled, {":out": [Kept()]})
     assert_close(fed[":out"][0].result()["acts"], Scaled().eval()(X, Y).detach())
 
@@ -194,7 +195,8 @@ def test_a_vision_transformer_never_gets_unscaled_photos() -> None:
         hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
         image_size=16, patch_size=8,
     )  # fmt: skip
-    net = tf.ViTModel(config).eval()
+    net: Any = tf.ViTModel(config)
+    net.eval()
     images = torch.randint(0, 255, (2, 3, 16, 16), dtype=torch.uint8)
     with pytest.raises(InputError, match="images must be floating point, got uint8"):
         Model(net).run(images)
@@ -306,7 +308,7 @@ def test_frozen_outputs_are_read_and_edited() -> None:
 
 def test_items_of_outputs_are_counted(m: Model) -> None:
     rows = [[1, 2, 3], [4, 5, 6]]
-    net = m.module
+    net: Any = m.module
     with torch.no_grad():
         want = net(torch.tensor(rows))
         hidden = net.model(torch.tensor(rows))[0]

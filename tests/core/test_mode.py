@@ -76,7 +76,7 @@ def test_gradients_pass_through_the_statistics_of_the_batch() -> None:
     with pytest.warns(ModeWarning):
         rec = Model(net).run(X, record="conv:out", logits=True, grad=True)
     assert rec.logits is not None
-    rec.logits.square().sum().backward()
+    rec.logits.square().sum().backward()  # type: ignore[no-untyped-call]
     twin(X).square().sum().backward()
     assert twin.conv.weight.grad is not None and net.conv.weight.grad is not None
     assert_close(net.conv.weight.grad, twin.conv.weight.grad)

@@ -50,6 +50,7 @@ T5: dict[str, Any] = {
     "vocab_size": WORDS, "d_model": 24, "d_kv": 7, "d_ff": 37, "num_layers": 2, "num_heads": 3,
 }  # fmt: skip
 RELATIVE: dict[str, Any] = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
+BUCKETS: dict[str, Any] = {**RELATIVE, "position_buckets": 8}
 
 
 def rwkv() -> nn.Module:
@@ -91,7 +92,7 @@ NETS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "roberta": ("right", lambda: tf.RobertaForMaskedLM(tf.RobertaConfig(**SIZES))),
     "deberta": ("right", lambda: tf.DebertaModel(tf.DebertaConfig(**SIZES, **RELATIVE))),
     "deberta-v2": ("right", lambda: tf.DebertaV2Model(
-        tf.DebertaV2Config(**SIZES, **RELATIVE, position_buckets=8))),
+        tf.DebertaV2Config(**SIZES, **BUCKETS))),
     "longformer": ("right", lambda: tf.LongformerModel(
         tf.LongformerConfig(**SIZES, attention_window=4))),
     "big-bird": ("right", lambda: tf.BigBirdModel(
@@ -326,7 +327,7 @@ def test_edits_mean_the_rows_of_the_batch(alone: Model) -> None:
 
 
 def without(x: Tensor, directions_JD: Tensor) -> Tensor:
-    basis = torch.linalg.qr(directions_JD.T).Q
+    basis: Tensor = torch.linalg.qr(directions_JD.T).Q
     return x - x @ basis @ basis.T
 
 

@@ -58,7 +58,8 @@ def test_widths_and_numbers_of_heads_may_differ_by_layer() -> None:
         x[..., 24:48] = 0
         return (x,)
 
-    handle = m.module.model.layers[2].self_attn.o_proj.register_forward_pre_hook(silence)
+    net: Any = m.module
+    handle = net.model.layers[2].self_attn.o_proj.register_forward_pre_hook(silence)
     wanted = m.run({"input_ids": IDS}, "resid_post.2")["resid_post.2"]
     handle.remove()
     close(one_head["resid_post.2"], wanted)
@@ -109,16 +110,18 @@ def test_embeddings_are_of_the_tokens_not_of_the_positions() -> None:
         decoder_ffn_dim=80, max_position_embeddings=64, is_encoder_decoder=False,
     )  # fmt: skip
     m = Model(randomised(tf.BartForCausalLM(config)))
+    net: Any = m.module
     with torch.no_grad():
-        wanted = m.module.get_input_embeddings()(IDS)
+        wanted = net.get_input_embeddings()(IDS)
     assert m.run({"input_ids": IDS}, "embeddings")["embeddings"].equal(wanted)
 
 
 def test_embeddings_that_are_scaled_in_place_are_read_before_that() -> None:
     settings: dict[str, Any] = {**TOKENS, "n_embd": 48, "n_layer": 2, "n_head": 4, "dff": 80}
     m = Model(randomised(tf.CTRLLMHeadModel(tf.CTRLConfig(**settings))))
+    net: Any = m.module
     with torch.no_grad():
-        wanted = m.module.get_input_embeddings()(IDS)
+        wanted = net.get_input_embeddings()(IDS)
     rec = m.run({"input_ids": IDS}, ["embeddings", "resid_post.1"])
     assert rec["embeddings"].equal(wanted)
 

@@ -40,7 +40,7 @@ def _moved(make: Callable[..., Any], device: torch.device) -> Callable[..., Any]
         if not isinstance(found, Rows):
             return found.to(device)
         own = {f.name: getattr(found, f.name) for f in fields(found)}
-        moved = {k: v.to(device) for k, v in own.items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in own.items() if isinstance(v, Tensor)}
         return replace(found, **moved)
 
     return made

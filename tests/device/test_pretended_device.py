@@ -127,7 +127,8 @@ def test_copies_go_across() -> None:
 
 def test_numbers_come_off_only_by_name() -> None:
     x = on_device(3, 4)
-    for array in (x.numpy, lambda: np.asarray(x)):
+    arrays: list[Callable[[], Any]] = [x.numpy, lambda: np.asarray(x)]
+    for array in arrays:
         with pytest.raises(TypeError, match="can't convert lazy:0 device type"):
             array()
     assert x.tolist() == x.cpu().tolist()
@@ -139,12 +140,13 @@ def test_numbers_come_off_only_by_name() -> None:
 
 def test_a_cpu_generator_draws_on_the_cpu_alone() -> None:
     gen = torch.Generator().manual_seed(0)
-    for draw in (
+    draws: list[Callable[[], Tensor]] = [
         lambda: torch.randn(3, generator=gen, device=DEVICE),
         lambda: torch.randperm(3, generator=gen, device=DEVICE),
         lambda: on_device(3).uniform_(generator=gen),
         lambda: torch.bernoulli(torch.ones(3, device=DEVICE), generator=gen),
-    ):
+    ]
+    for draw in draws:
         with pytest.raises(RuntimeError, match="Expected a 'lazy' device type for generator"):
             draw()
     assert torch.randn(3, generator=gen).device == CPU
@@ -163,8 +165,9 @@ def test_gradients_are_those_of_the_cpu() -> None:
         y.add_(1)
         module(y).square().mean().backward()
         assert x.grad is not None and x.grad.device == CPU
-        assert all(p.grad.device == device for p in module.parameters())
-        grads.append([x.grad, *(p.grad.cpu() for p in module.parameters())])
+        own: list[Any] = [p.grad for p in module.parameters()]
+        assert all(grad.device == device for grad in own)
+        grads.append([x.grad, *(grad.cpu() for grad in own)])
     torch.testing.assert_close(grads[1], grads[0])
 
 

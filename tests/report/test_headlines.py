@@ -1,5 +1,7 @@
 """The number of a page and its findings are one number, and untrained copies are told by it."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -23,8 +25,9 @@ def uneven() -> Model:
         nn.Sequential(nn.Conv2d(17, 40, 3, stride=2), nn.ReLU()),
     ]
     for scale, block in zip((0.02, 1.0, 9.0), blocks, strict=True):
-        block[0].weight.data *= scale  # small in some layers, large in others
-        block[0].bias.data *= scale
+        conv: Any = block[0]
+        conv.weight.data *= scale  # small in some layers, large in others
+        conv.bias.data *= scale
     return Model(nn.Sequential(*blocks), name="uneven")
 
 

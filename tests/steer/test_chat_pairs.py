@@ -60,8 +60,8 @@ def tensors(steerer: ContrastSteerer) -> list[Tensor]:
 
 
 def of_contrasts() -> list[str]:
-    own = [m.name for m in ak.methods("steer") if isinstance(ak.get(m.name), type)]
-    return [n for n in own if issubclass(ak.get(n), ContrastSteerer)]
+    own: list[tuple[str, Any]] = [(m.name, ak.get(m.name)) for m in ak.methods("steer")]
+    return [n for n, m in own if isinstance(m, type) and issubclass(m, ContrastSteerer)]
 
 
 @pytest.mark.parametrize(

@@ -95,11 +95,12 @@ def test_steering_at_aliases_is_steering_at_the_sites(
     m: Model, method: str, settings: dict[str, Any], alias: dict[str, Any]
 ) -> None:
     pairs = [("w3 w5 w7", "w4 w6 w2"), ("w2 w9 w8", "w5 w5 w3"), ("w8 w7", "w9 w4")]
-    logits = [
+    logits: list[Any] = [
         m.run(
             ["w3 w4 w6"], edits=ak.get(method)(**own).fit(m, pairs).edits(0.5), logits=True
         ).logits
         for own in (settings, alias)
     ]
     plain = m.run(["w3 w4 w6"], logits=True).logits
+    assert plain is not None
     assert torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], plain)

@@ -48,7 +48,7 @@ def rendered(tokenizer: Any, chat: Chat, template: Mapping[str, Any]) -> str:
         text = tokenizer.apply_chat_template(
             [dict(m) for m in chat], tokenize=False, **{**ends, **template}
         )
-    except (ValueError, TypeError, *_template_errors()) as error:
+    except _template_errors() as error:
         said = " ".join(str(error).split())
         raise InputError(f"the chat template must take the messages: {said}") from error
     return str(text)
@@ -93,5 +93,5 @@ def _template_errors() -> tuple[type[Exception], ...]:
     try:
         from jinja2.exceptions import TemplateError
     except ImportError:
-        return ()
-    return (TemplateError,)
+        return (ValueError, TypeError)
+    return (ValueError, TypeError, TemplateError)

@@ -136,7 +136,8 @@ def hidden_of_all(experts: Any, acts: Tensor) -> Tensor:
     acts_END = acts.view(len(experts.gate_up_proj), -1, acts.shape[-1])
     gate_EN2F = torch.bmm(acts_END, experts.gate_up_proj)
     gate, up = gate_EN2F.chunk(2, dim=-1)
-    return (up * experts.act_fn(gate)).transpose(0, 1)
+    hidden_ENF: Tensor = up * experts.act_fn(gate)
+    return hidden_ENF.transpose(0, 1)
 
 
 def output_of_all(experts: Any, hidden_NEF: Tensor) -> Tensor:

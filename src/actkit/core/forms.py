@@ -71,7 +71,7 @@ def on_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, np.ndarray):
         value = torch.as_tensor(value)
     if isinstance(value, Tensor | PackedSequence):
-        return value.to(device)
+        return value.to(device)  # type: ignore[arg-type]
     if type(value) is dict:
         return {k: on_device(v, device) for k, v in value.items()}
     return value

@@ -271,17 +271,17 @@ class Encoder:
         """Check what can be checked, and move arguments to the network's device."""
         ids = kwargs.get("input_ids")
         ids = torch.as_tensor(ids) if isinstance(ids, np.ndarray) else ids
-        known = isinstance(ids, Tensor) and ids.dim() == 2
-        if known and not ids.numel():
-            raise InputError(f"a prompt must have a token, got shape {tuple(ids.shape)}")
-        if known:
-            self._calls.check(ids.shape[1], int(ids.min()), int(ids.max()))
+        known = ids if isinstance(ids, Tensor) and ids.dim() == 2 else None
+        if known is not None:
+            if not known.numel():
+                raise InputError(f"a prompt must have a token, got shape {tuple(known.shape)}")
+            self._calls.check(known.shape[1], int(known.min()), int(known.max()))
         device = device_of(self._module)
         args = tuple(on_device(a, device) for a in args)
         kwargs = {k: on_device(v, device) for k, v in kwargs.items()}
         mask = kwargs.get("attention_mask")
         valid = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        tokens, past = kwargs["input_ids"] if known else None, None
+        tokens, past = None if known is None else kwargs["input_ids"], None
         if tokens is not None:
             if valid is not None and valid.shape[1] > tokens.shape[1]:
                 # a cache holds the first columns

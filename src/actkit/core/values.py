@@ -67,9 +67,12 @@ def _item(values: Any, item: int | str) -> Any:
 
 def _key(values: Any, item: int | str) -> int | str:
     """Return the name of the i-th value of a mapping, as transformers' outputs count them."""
-    counts = isinstance(item, int) and isinstance(values, Mapping) and item not in values
-    counts = counts and not any(isinstance(key, int) for key in values)  # arguments have numbers
-    return list(values)[item] if counts else item  # type: ignore[call-overload,no-any-return]
+    if not isinstance(item, int) or not isinstance(values, Mapping) or item in values:
+        return item
+    if any(isinstance(key, int) for key in values):  # arguments have numbers
+        return item
+    name: int | str = list(values)[item]
+    return name
 
 
 def _fields(values: Any) -> dict[str, Any]:

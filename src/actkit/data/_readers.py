@@ -119,7 +119,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: text must be UTF-8: {error}") from error
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, *_zst_errors()) as error:
+    except _read_errors() as error:
         raise DataError(f"{path}: the file must be readable: {error}") from error
 
 
@@ -146,10 +146,11 @@ def _open_zst(path: Path, mode: str, encoding: str, newline: str | None) -> Text
     return io.TextIOWrapper(stream, encoding=encoding, newline=newline)
 
 
-def _zst_errors() -> tuple[type[Exception], ...]:
-    """Return what the reader of Zstandard raises on damaged files, if it is in use."""
+def _read_errors() -> tuple[type[Exception], ...]:
+    """Return what is raised on damaged files, by the reader of Zstandard too if it is in use."""
+    known = (OSError, EOFError, zlib.error, lzma.LZMAError)
     error = getattr(sys.modules.get("zstandard"), "ZstdError", None)
-    return () if error is None else (error,)
+    return known if error is None else (*known, error)
 
 
 OPENERS: dict[str, Callable[..., Any]] = {

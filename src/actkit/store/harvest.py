@@ -143,10 +143,14 @@ def _one_piece(
     for site in values[0]:
         if len(shapes := {tuple(v[site].shape[1:]) for v in values}) > 1:
             raise StoreError(f"rows of one store have one shape, {site} has {sorted(shapes)}")
-    fields = ("valid", "sample", "position", "token")
-    rows = (torch.cat([getattr(own, field) for own in shifted]) for field in fields)
-    whole = {site: torch.cat([v[site] for v in values]) for site in values[0]}
-    return whole, Rows(*rows, shifted[0].grid)
+    rows = Rows(
+        valid=torch.cat([own.valid for own in shifted]),
+        sample=torch.cat([own.sample for own in shifted]),
+        position=torch.cat([own.position for own in shifted]),
+        token=torch.cat([own.token for own in shifted]),
+        grid=shifted[0].grid,
+    )
+    return {site: torch.cat([v[site] for v in values]) for site in values[0]}, rows
 
 
 Engine = Callable[[Job], Store]

@@ -172,18 +172,19 @@ def hidden_of(name: str, experts: Any, expert: int, x: Tensor) -> Tensor:
     if name == "gpt_oss":
         both = x @ experts.gate_up_proj[expert] + experts.gate_up_proj_bias[expert]
         gate, up = both[..., ::2].clamp(max=7.0), both[..., 1::2].clamp(-7.0, 7.0)
-        return (up + 1) * gate * torch.sigmoid(1.702 * gate)
+        clamped: Tensor = (up + 1) * gate * torch.sigmoid(1.702 * gate)
+        return clamped
     weight = experts.gate_up_proj[expert]
     both = x @ weight if name == "llama4" else x @ weight.T
     gate, up = both.chunk(2, -1)
-    return torch.nn.functional.silu(gate) * up
+    hidden: Tensor = torch.nn.functional.silu(gate) * up
+    return hidden
 
 
 def output_of(name: str, experts: Any, expert: int, hidden: Tensor) -> Tensor:
     weight = experts.down_proj[expert]
-    if name == "gpt_oss":
-        return hidden @ weight + experts.down_proj_bias[expert]
-    return hidden @ weight if name == "llama4" else hidden @ weight.T
+    out: Tensor = hidden @ (weight if name in ("gpt_oss", "llama4") else weight.T)
+    return out + experts.down_proj_bias[expert] if name == "gpt_oss" else out
 
 
 @torch.no_grad()

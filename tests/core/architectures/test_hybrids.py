@@ -155,7 +155,8 @@ def test_sites_and_states(opened: tuple[str, Model]) -> None:
     assert rec["logits"].equal(parity.reference(m.module, m, ROWS).logits)
     seen: dict[int, Tensor] = {}
     handles = []
-    for i, block in enumerate(m.module.model.layers):
+    net: Any = m.module
+    for i, block in enumerate(net.model.layers):
 
         def keep(_: Any, __: Any, y: Any, at: int = i) -> None:
             seen[at] = (y[0] if isinstance(y, tuple) else y).clone()
@@ -192,13 +193,14 @@ def test_attention_holds_where_there_is_attention(opened: tuple[str, Model]) -> 
 def test_heads_and_sums(opened: tuple[str, Model]) -> None:
     name, m = opened
     rec, _ = parity.whole_run(m, ROWS)
-    for i, block in enumerate(m.module.model.layers):
+    net: Any = m.module
+    for i, block in enumerate(net.model.layers):
         if f"z.{i}" in rec:
             project = m.module.get_submodule(m.sites(f"z.{i}")[0].place.path)
             with torch.no_grad():
                 raw = project(rec[f"z.{i}"].flatten(2))
-                post = getattr(block, "post_attention_layernorm", None)
-                raw = post(raw) if name[:5] in ("olmo_", "gemma") else raw
+                norm: Any = getattr(block, "post_attention_layernorm", None)
+                raw = norm(raw) if name[:5] in ("olmo_", "gemma") else raw
             if f"attn_out.{i}" in rec:
                 close(raw, rec[f"attn_out.{i}"])
         if f"resid_mid.{i}" not in rec:
@@ -214,11 +216,13 @@ def test_heads_and_sums(opened: tuple[str, Model]) -> None:
 
 def _gemmas_rest(m: Model, block: int, total: Tensor, _: Any) -> Tensor:
     """Add the inputs of the layer, where there are any, and apply the block's own number."""
-    own = m.module.model.layers[block]
+    net: Any = m.module
+    own = net.model.layers[block]
     if own.hidden_size_per_layer_input:
         site = f"model.layers.{block}.post_per_layer_input_norm:out"
         total = total + m.run(ROWS, site)[site]
-    return total * own.layer_scalar
+    scaled: Tensor = total * own.layer_scalar
+    return scaled
 
 
 def test_edits(opened: tuple[str, Model]) -> None:
@@ -312,9 +316,10 @@ def test_jambas_and_gemmas_experts() -> None:
         down = own.experts.down_proj.detach()[top.indices]
         total = torch.einsum("btcdf,btcf->btcd", down, rec[points[2]]) * weights[..., None]
         close(total.sum(-2).flatten(0, 1), rec[returned])
-        push = ak.add(points[0], torch.linspace(-1.5, 2.0, 5))
-        moved = m.run(ROWS, points, [push])
-        close(moved[points[1]].shape and moved[points[0]], rec[points[0]] + push.operation.vector)
+        vector = torch.linspace(-1.5, 2.0, 5)
+        moved = m.run(ROWS, points, [ak.add(points[0], vector)])
+        assert moved[points[1]].shape
+        close(moved[points[0]], rec[points[0]] + vector)
 
 
 def test_llama_vision_attends_to_images_in_its_own_blocks() -> None:
@@ -369,7 +374,8 @@ def test_gemma_3n_has_points_around_its_streams() -> None:
     by_hand.check_embeddings(m)
     by_hand.check_add_is_a_hook(m, ROWS, "mlp_hidden.1")
     parity.check_edits(m, ROWS[:1])
-    for i, block in enumerate(m.module.model.layers):
+    net: Any = m.module
+    for i, block in enumerate(net.model.layers):
         outputs = [f"model.layers.{i}.{p}:out" for p in ("self_attn", "mlp")]
         more = m.run(ROWS, outputs)
         with torch.no_grad():

@@ -142,7 +142,9 @@ def moonshine() -> nn.Module:
 
 
 def t5gemma() -> nn.Module:
+    tokens: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     sizes: dict[str, Any] = {
+        **tokens,
         "vocab_size": 91,
         "hidden_size": 24,
         "intermediate_size": 37,
@@ -151,21 +153,16 @@ def t5gemma() -> nn.Module:
         "head_dim": 6,
         "sliding_window": 4,
         "query_pre_attn_scalar": 5,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
         "max_position_embeddings": 40,
     }
-    config = tf.T5GemmaConfig(
-        encoder={**sizes, "num_hidden_layers": 3},
-        decoder={**sizes, "num_hidden_layers": 2},
-        vocab_size=91,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-    )
-    return tf.T5GemmaForConditionalGeneration(config)
+    settings: dict[str, Any] = {
+        **tokens,
+        "encoder": {**sizes, "num_hidden_layers": 3},
+        "decoder": {**sizes, "num_hidden_layers": 2},
+        "vocab_size": 91,
+        "decoder_start_token_id": 1,
+    }
+    return tf.T5GemmaForConditionalGeneration(tf.T5GemmaConfig(**settings))
 
 
 SAMPLES = 3000

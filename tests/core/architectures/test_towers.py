@@ -69,8 +69,8 @@ def test_flat_states_attentions_and_sums(flat: tuple[str, Model, int]) -> None:
     for site in m.sites():
         tokens = 9 if site.name == "embeddings" else 9 + before
         assert rec.rows_of(site.name).valid.shape == (2, tokens)
-    base: Any = getattr(m.module, m.module.base_model_prefix, m.module)
-    own: Any = m.module if name.startswith("dinov3") else base
+    net: Any = m.module
+    own = net if name.startswith("dinov3") else getattr(net, net.base_model_prefix, net)
     with torch.no_grad():
         norm = own.norm if name.startswith("dinov3") else own.layernorm
         close(norm(rec["resid_post.2"]), rec["final_norm"])
@@ -167,7 +167,8 @@ def test_siglips_padded_texts_read_like_single_ones() -> None:
 
 
 def test_siglips_classifier_has_its_tower() -> None:
-    config = tf.SiglipConfig(text_config=TEXT, vision_config=IMAGES, num_labels=4)
+    settings: dict[str, Any] = {"text_config": TEXT, "vision_config": IMAGES, "num_labels": 4}
+    config = tf.SiglipConfig(**settings)
     m = Model(randomised(tf.SiglipForImageClassification(config)))
     rec = parity.check_sites(m, pixels())
     assert not [n for n in rec if n.startswith("text.")]
