@@ -230,7 +230,7 @@ def test_operations_of_other_modules_are_saved(model: Model, tmp_path: Path) -> 
     ak.save_edits(path, edits)
     loaded = ak.load_edits(path)
     assert torch.equal(logits(model, loaded), logits(model, edits))
-    data = path.read_bytes()
+    data = path.read_bytes().replace(b"actkit_sha256", b"no_seal_at_al")
     path.write_bytes(data.replace(b"test_controller:Pull", b"test_controller:Pulp"))
     with pytest.raises(DataError, match="unknown operation"):
         ak.load_edits(path)
@@ -239,7 +239,7 @@ def test_operations_of_other_modules_are_saved(model: Model, tmp_path: Path) -> 
 def test_a_file_cannot_name_code_that_is_no_operation(tmp_path: Path) -> None:
     path = tmp_path / "edits.safetensors"
     ak.save_edits(path, [ak.Edit("resid_post.1", Pull(VECTOR))])
-    data = path.read_bytes()
+    data = path.read_bytes().replace(b"actkit_sha256", b"no_seal_at_al")
     own = f"{Pull.__module__}:Pull".encode()
     evil = b"os:system".ljust(len(own))
     path.write_bytes(data.replace(own, evil))
