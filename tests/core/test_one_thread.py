@@ -165,7 +165,7 @@ def test_a_copy_made_inside_is_clean(m: Model) -> None:
     assert [v[0] for v in own if isinstance(v, tuple) and isinstance(v[0], list)] == hooks
     for path, module in twin.named_modules():
         assert vars(module).keys() == vars(m.module.get_submodule(path)).keys()
-    texts: Any = twin.generate  # type: ignore[union-attr]
+    texts: Any = twin.generate
     with torch.no_grad():
         inputs = m.encode(tiny.PROMPTS).kwargs
         out = texts(**{k: v for k, v in inputs.items() if k != "position_ids"}, max_new_tokens=2,

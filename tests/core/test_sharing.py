@@ -15,6 +15,8 @@ from actkit.core.trunk import Trunk, shares
 from tests.core import tiny
 from tests.core.architectures.parity import randomised
 
+AUTO: Any = tf.AutoModelForCausalLM
+CLASSIFIER: Any = tf.LlamaForSequenceClassification
 ROWS = {"even": [[5, 17, 3, 28, 9, 4], [7, 7, 30, 2, 11, 6], [12, 20, 2, 15, 8, 31]],
         "ragged": [[5, 17, 3, 28, 9, 4], [7, 7, 30], [12, 20, 2, 15]]}  # fmt: skip
 SMALL: dict[str, Any] = {"vocab_size": 37, "hidden_size": 24, "num_hidden_layers": 3,
@@ -37,8 +39,8 @@ def built(name: str) -> Model:
         "falcon_h1": lambda: tf.FalconH1Config(**gated, mamba_d_ssm=48, mamba_n_heads=4,
                                                mamba_d_head=12, mamba_d_state=8),
     }  # fmt: skip
-    config = configs[name]()
-    return Model(randomised(tf.AutoModelForCausalLM.from_config(config)))
+    config, opener = configs[name](), AUTO
+    return Model(randomised(opener.from_config(config)))
 
 
 def _sparse(name: str) -> Any:
@@ -89,7 +91,7 @@ def test_what_is_shared_is_proven_once() -> None:
 
 def test_a_classifier_has_its_labels_at_one_position() -> None:
     config = tf.LlamaConfig(**{**SMALL, "intermediate_size": 40, "num_labels": 5})
-    m = Model(randomised(tf.LlamaForSequenceClassification(config)))
+    m = Model(randomised(CLASSIFIER(config)))
     versions = [[], [ak.scale("resid_post.1", 0.5)]]
     rows = ROWS["even"]
     got = m.sweep(rows, versions, lambda x: x[:, 0, 1] - x[:, 0, 3])
