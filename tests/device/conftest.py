@@ -22,7 +22,7 @@ MADE = (
 """What makes the networks and the data of contract tests."""
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # no longer: tests of other folders follow
 def device() -> Iterator[torch.device]:
     """Give the device, on which all of `MADE` is put."""
     with pretended_device() as there, pytest.MonkeyPatch.context() as patch:
