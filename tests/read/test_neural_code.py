@@ -49,7 +49,7 @@ def test_a_code_has_every_unit_of_every_layer_whatever_the_batches() -> None:
 
 
 def test_images_are_one_row_each_and_texts_one_row_a_token() -> None:
-    net = tiny.Cnn()
+    net = tiny.Cnn().eval()
     code = neural_code(Model(net), torch.randn(4, 3, 8, 8, generator=torch.manual_seed(0)))
     assert (len(code), code.num_units) == (4, 7 * 8 * 8)
     text = neural_code(tiny.model(), tiny.PROMPTS, "mlp_gate.*", batch_size=2)

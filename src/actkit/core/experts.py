@@ -123,7 +123,9 @@ def expert_output(
 ) -> Tensor:
     """Return the (N, D) weighted sum of the chosen experts' outputs."""
     width = experts.down_proj.shape[2 if _transposed(experts) else 1]
-    total_ND = hidden_NCF.new_zeros(len(hidden_NCF), width)
+    # some routers weigh in float32 whatever the network computes in
+    wide = torch.promote_types(hidden_NCF.dtype, weights_NC.dtype)
+    total_ND = hidden_NCF.new_zeros(len(hidden_NCF), width, dtype=wide)
     for e in sorted({*chosen_NC.flatten().tolist()}):
         n, c = torch.where(chosen_NC == e)
         out = _mapped(experts, "down_proj", hidden_NCF[n, c], e)
