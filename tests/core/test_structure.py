@@ -353,7 +353,7 @@ class Transposed(Decoder):
         return super().forward(ids.mT.contiguous(), targets)
 
 
-def test_what_cannot_be_checked_is_left_to_module_paths() -> None:
+def test_what_cannot_be_checked_is_left_to_module_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     module = Refusing(serial)
     with untouched(module):
         m = Model(module)
@@ -362,6 +362,7 @@ def test_what_cannot_be_checked_is_left_to_module_paths() -> None:
     assert m.sites("parts.h.0.attn:out")
     many = nn.ModuleList([nn.Linear(3, 3), nn.ReLU()])
     assert Model(many).note == networks.Network.note
+    monkeypatch.setattr(networks, "tables", dict)
     bart: dict[str, Any] = {"vocab_size": 31, "d_model": 48, "decoder_layers": 2}
     assert Model(tf.BartModel(tf.BartConfig(**bart))).note == networks.Network.note  # two stacks
 

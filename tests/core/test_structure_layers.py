@@ -8,6 +8,7 @@ import transformers as tf
 from torch import Tensor
 
 import actkit as ak
+from actkit.core import networks
 from actkit.core.errors import SiteError
 from actkit.core.model import Model
 from tests.architectures.build import build
@@ -154,7 +155,10 @@ def test_rows_are_rows_where_tokens_stand_first(kind: str) -> None:
     assert changed[0].equal(rec[lists[0]][0]) and not changed[1].any()
 
 
-def test_a_block_that_does_not_run_is_refused_and_the_rest_holds() -> None:
+def test_a_block_that_does_not_run_is_refused_and_the_rest_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(networks, "tables", dict)
     m = opened("mllama")
     with pytest.raises(SiteError, match="does not run where the network reads input_ids alone"):
         m.run({"input_ids": IDS}, "resid_post.1")
@@ -162,9 +166,10 @@ def test_a_block_that_does_not_run_is_refused_and_the_rest_holds() -> None:
 
 
 @pytest.mark.parametrize("kind", ["deit", "dinov3_vit"])
-def test_images_have_a_stream_too(kind: str) -> None:
+def test_images_have_a_stream_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.architectures.feed import even
 
+    monkeypatch.setattr(networks, "tables", dict)
     built = build(kind)
     feed, m = even(built), Model(built.network)
     assert m.note.startswith("found by structure: 3 blocks of ")

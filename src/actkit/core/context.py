@@ -305,6 +305,9 @@ class ForwardContext:
             own = None if self._heard is None else self._heard.valid
             self._valid = own if flat is None else flat
             return
+        if told is None and flat is None and self._answers_what_was_told():
+            self._valid = None if self._heard is None else self._heard.valid
+            return
         width = self._prompt_width_told()
         of_prompt = width is None or self._offset < width
         if told is not None and told.valid is not None and (of_prompt or not told.turns):
@@ -325,6 +328,16 @@ class ForwardContext:
             self._valid = now if fits else None
         else:
             self._valid = torch.cat([before.to(self.device), now], 1)
+
+    def _answers_what_was_told(self) -> bool:
+        """Say whether a decoder was made to read the prompt, one column to the right, as BART's."""
+        told, own = self._heard, self._tokens
+        if told is None or told.tokens is None or told.valid is None or own is None:
+            return False
+        if own.shape != told.tokens.shape or own.shape[1] < 2:
+            return False
+        valid = told.valid[:, 1:].to(own.device)
+        return torch.equal(own[:, 1:][valid], told.tokens[:, :-1].to(own.device)[valid])
 
     def _told_validity(self, valid: Tensor, past: Tensor | None) -> Tensor:
         """Return the (B, P) validity from what was told of the prompt; what is written is valid."""

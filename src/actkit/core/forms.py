@@ -88,7 +88,9 @@ def device_of(module: nn.Module) -> torch.device:
         return torch.device(told)
     devices = [p.device for p in module.parameters()]
     real = (d for d in devices if d.type != "meta")
-    return next(real, devices[0] if devices else torch.device("cpu"))
+    offloaded = any(hasattr(m, "_hf_hook") for m in module.modules())
+    elsewhere = devices[0] if devices and not offloaded else torch.device("cpu")
+    return next(real, elsewhere)
 
 
 def without_labels(module: nn.Module, values: tuple[Any, ...]) -> tuple[Any, ...]:
