@@ -191,9 +191,14 @@ def test_written_tokens_need_a_cache(way: str) -> None:
     for edits in ([add(tokens="generated")], [add()]):
         with pytest.raises(EditError, match="edits in generate need use_cache=True"):
             own.generate(tiny.PROMPTS, edits, **settings)
-        with pytest.raises(EditError, match="need use_cache"), own.edited(edits):
-            network(own).generate(**inputs(own), **settings)
     assert own.generate(tiny.PROMPTS, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("where", [{"tokens": "generated"}, {"tokens": "prompt"}, {"tokens": -2},
+                                   {"tokens": "last"}, {"steps": [0, 2]}], ids=str)  # fmt: skip
+def test_what_was_written_is_known_without_a_cache_too(m: Model, where: dict[str, Any]) -> None:
+    """Around the network's own generate, every pass reads all tokens; the prompt was told."""
+    assert torch.equal(write(m, [add(**where)], use_cache=False), write(m, [add(**where)]))
 
 
 # ---- caches ---------------------------------------------------------------------------------

@@ -65,14 +65,14 @@ def test_without_a_table_blocks_are_what_stands_in_the_outermost_lists() -> None
     (layers,) = find_layers(model)
     blocks = ["stages.0.0", "stages.0.1", "stages.1.0", "body.list.0"]
     assert names(layers.stream) == [f"{b}:out" for b in blocks]
-    assert names(layers.hidden) == [f"{b}.{p}:out" for b in blocks for p in ("convs.1", "act")]
+    assert names(layers.hidden) == [f"{b}.{p}:out#0" for b in blocks for p in ("convs.1", "act")]
     assert layers.words["stream"] == "the output of each block"
 
 
 def test_a_block_that_is_an_activation_is_its_own_hidden_layer() -> None:
     (layers,) = find_layers(Model(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))))
     assert names(layers.stream) == ["0:out", "1:out", "2:out"]
-    assert names(layers.hidden) == ["1:out"]
+    assert names(layers.hidden) == ["1:out#0"]
 
 
 def test_activations_that_are_no_modules_are_said_to_be_missing() -> None:

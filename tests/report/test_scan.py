@@ -147,7 +147,7 @@ def test_every_stack_that_the_data_reach_is_asked() -> None:
     config = tf.T5Config(
         vocab_size=91, d_model=24, d_kv=7, d_ff=37, num_layers=3, num_decoder_layers=2, num_heads=3
     )
-    m = Model(tf.T5ForConditionalGeneration(config), tiny.tokenizer(), name="tiny-t5")
+    m = Model(tf.T5ForConditionalGeneration(config).eval(), tiny.tokenizer(), name="tiny-t5")
     report = ak.scan(m, TEXTS, num_tokens=200)
     assert [p.key for p in report.pages] == [f"encoder-{k}" for k in KEYS]
     assert report.pages[0].question == "How big are activations? (encoder)"
@@ -296,7 +296,8 @@ def test_smollm2_is_dense_grows_and_says_that_1024_tokens_are_few(of_smollm2: Re
     norms = values(of_smollm2, "size", "norm_mean")
     assert norms[-1] > 15 * norms[0]
     assert "grows from" in page(of_smollm2, "size").findings[0]
-    assert page(of_smollm2, "spectrum").findings[-1].startswith("30 layers had fewer than 4 rows")
+    findings = page(of_smollm2, "spectrum").findings
+    assert any(f.startswith("30 layers had fewer than 4 rows") for f in findings)
     assert of_smollm2.about["data"] == (
         "the first 1,024 tokens of the bundled prose in 8 samples, the rest was not read"
     )

@@ -77,7 +77,7 @@ def layer_of(name: str) -> int:
         return int(match[1])
     found = _LAYER.fullmatch(name)
     if found is None or found["point"] not in POINTS:
-        raise SiteError(f"a layer is read off a point of one block, resid_post.3, got {name!r}")
+        raise SiteError(f"a point of one block is needed, such as resid_post.3, got {name!r}")
     return int(found["layer"])
 
 

@@ -194,6 +194,11 @@ class Model:
             raise InputError(f"generate needs a language model with a tokenizer, got {self!r}")
         settings = generation_settings(module, self.tokenizer, max_new_tokens, settings)
         self._check_room(batch, settings)
+        if edits and generation_setting(module, settings, "use_cache") is False:
+            raise EditError(
+                "edits in generate need use_cache=True: without a cache all tokens run again in "
+                "every pass; use m.edited(edits) around the network's own generate"
+            )
         if cache is not None:
             settings |= cache_keywords(module, cache)
         parts = self.encode.split(batch, writes=True)

@@ -44,14 +44,7 @@ def told_by_generate(module: nn.Module, args: tuple[Any, ...], given: Mapping[st
         module: Whose `generate` is called.
         args: Positional arguments: the prompt, if any.
         given: Keyword arguments.
-
-    Raises:
-        EditError: No cache is kept, so that what was written runs again with every token.
     """
-    if generation_setting(module, given, "use_cache") is False:
-        raise EditError(
-            "edits in generate need use_cache=True: it tells prompt and written tokens apart"
-        )
     names = ("inputs", "input_ids", "inputs_embeds")
     prompts = [v for v in (*args[:1], *(given.get(n) for n in names)) if isinstance(v, Tensor)]
     main = next(iter(prompts), None)

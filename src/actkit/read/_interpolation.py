@@ -64,5 +64,7 @@ def _between(one: nn.Module, other: nn.Module, share: float, inputs: Any) -> nn.
         norm.momentum = None  # the plain mean over batches
         norm.train()
     if norms:
-        Model(network).run(inputs)
+        batch = Model(network).encode(inputs)
+        with torch.no_grad():  # by the network itself: a run would leave its statistics alone
+            network(*batch.args, **batch.kwargs)
     return network.eval()

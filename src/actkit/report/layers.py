@@ -127,13 +127,13 @@ def _without_table(model: Model) -> Layers:
     ]
     words = {
         "stream": "the output of each block",
-        "hidden": "the output of each activation function (one that runs several times in a block "
-        "counts as one)",
+        "hidden": "the output of each activation function (of one that runs several times in a "
+        "block, its first call)",
     }
     if not inside:
         words["hidden"] = f"{words['stream']}, since no activation function is a module"
     stream = _outputs(model, blocks)
-    return Layers("", stream, _outputs(model, inside) or stream, (), words)
+    return Layers("", stream, _outputs(model, inside, "#0") or stream, (), words)
 
 
 def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -145,8 +145,8 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
             yield from _blocks(part, f"{prefix}{name}.")
 
 
-def _outputs(model: Model, paths: Iterable[str]) -> tuple[Site, ...]:
-    return tuple(site for path in paths for site in model.sites(f"{path}:out"))
+def _outputs(model: Model, paths: Iterable[str], call: str = "") -> tuple[Site, ...]:
+    return tuple(site for path in paths for site in model.sites(f"{path}:out{call}"))
 
 
 def labels(names: Sequence[str]) -> list[str]:

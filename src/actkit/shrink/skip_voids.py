@@ -128,7 +128,7 @@ class SkipVoids:
 
     Example:
         >>> from transformers import GPT2Config, GPT2Model
-        >>> net = GPT2Model(GPT2Config(vocab_size=5, n_embd=4, n_layer=2, n_head=1))
+        >>> net = GPT2Model(GPT2Config(vocab_size=5, n_embd=4, n_layer=2, n_head=1)).eval()
         >>> _ = [p.data.zero_() for p in net.parameters()]
         >>> _ = net.wte.weight.data.fill_(3.0)
         >>> _ = net.h[1].mlp.c_proj.bias.data.fill_(-1.0)  # brings lengths from 6 to 4
