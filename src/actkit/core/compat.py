@@ -157,15 +157,24 @@ def is_in_checkpoint() -> bool:
     return hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
 
 
+def prompt_learning(network: nn.Module) -> Any:
+    """Return PEFT's config of a network that learns prompts, None of any other.
+
+    Such a network leaves position ids out.
+    """
+    configs = getattr(network, "peft_config", None)
+    active = getattr(network, "active_adapter", None)
+    config = configs.get(active) if isinstance(configs, Mapping) else None
+    return config if getattr(config, "is_prompt_learning", False) else None
+
+
 def num_virtual_tokens(network: nn.Module) -> int:
     """Return how many columns PEFT puts in front of each prompt (prompt tuning, p-tuning).
 
     Prefix tuning puts its own into the cache, where they are no columns.
     """
-    configs = getattr(network, "peft_config", None)
-    active = getattr(network, "active_adapter", None)
-    config = configs.get(active) if isinstance(configs, Mapping) else None
-    if config is None or not getattr(config, "is_prompt_learning", False):
+    config = prompt_learning(network)
+    if config is None:
         return 0
     kind = str(getattr(config, "peft_type", "")).rpartition(".")[2]
     return int(config.num_virtual_tokens) if kind in ("PROMPT_TUNING", "P_TUNING") else 0

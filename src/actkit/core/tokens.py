@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from actkit.core.compat import prompt_learning
 from actkit.core.errors import InputError
 from actkit.core.forms import device_of, first_of_sentences
 from actkit.core.padding import LONG, Proof, Verdict, ordinary_ids
@@ -112,6 +113,8 @@ class TokenCalls:
 
     def _hears_positions(self) -> bool:
         """Say whether positions are an argument that counts from 0."""
+        if prompt_learning(self._module) is not None:
+            return False
         outer = inspect.signature(self._module.forward).parameters
         passed = "position_ids" in outer or any(p.kind is p.VAR_KEYWORD for p in outer.values())
         heard = "position_ids" in inspect.signature(self.inner.forward).parameters
