@@ -6,6 +6,7 @@ nowhere, and no other file guesses a name that a library has changed.
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -92,6 +93,7 @@ def output_cache(output: Any) -> Any:
     return next((held[name] for name in CACHE_NAMES if name in names), None)
 
 
+@cache
 def kernel_reads(kernel: Callable[..., Any], setting: str) -> bool:
     """Say whether an attention kernel reads a setting that modules hand to every kernel.
 
@@ -182,8 +184,9 @@ def num_virtual_tokens(network: nn.Module) -> int:
 
 def generators(network: nn.Module) -> list[nn.Module]:
     """Return the modules, the network itself among them, that have transformers' `generate`."""
-    return [m for m in network.modules() if callable(getattr(m, "generate", None))
-            and hasattr(m, "prepare_inputs_for_generation")]  # fmt: skip
+    # asked of the classes: a module searches long for what it lacks
+    own = (m for m in network.modules() if hasattr(type(m), "prepare_inputs_for_generation"))
+    return [m for m in own if hasattr(type(m), "generate") or "generate" in vars(m)]
 
 
 def generation_setting(module: Any, given: Mapping[str, Any], name: str) -> Any:
