@@ -180,7 +180,8 @@ class Case:
     def vector(self, scale: float = 1.0, requires_grad: bool = False) -> Tensor:
         """Return an uneven vector for the middle."""
         x = self.stream_like
-        images = x.dim() == 4 and self.middle.stack is None
+        units_first = self.middle.stack is None or self.middle.place.layout.channels_first
+        images = x.dim() == 4 and units_first
         tokens = self.feed["input_ids"].shape[1] if self.text else 0
         turned = x.dim() == 3 and x.shape[1] != tokens == x.shape[2]  # SqueezeBERT: (B, D, T)
         width = x.shape[1] if images or turned else x.shape[-1]
@@ -304,11 +305,32 @@ def stream(c: Case) -> None:
     for stack, names in stacks.items():
         found = [getattr(out, f, None) for f in FIELDS.get(stack, ("hidden_states",))]
         states = next((s for s in found if isinstance(s, tuple | list)), None)
-        if states is not None:
+        if states is not None and stack.startswith("stage"):
+            _check_stage(c, stack, names, states)
+            checked += 1
+        elif states is not None:
             _check_states(c, stack, names, states)
             checked += 1
     if not checked:
         raise Nothing("it returns no hidden states")
+
+
+def _check_stage(c: Case, stack: str, names: list[str], states: Sequence[Any]) -> None:
+    """Hold that a stage ends with its hidden state: there is one for each, after that of the stem.
+
+    A stage narrows the image before its first block, so none of them begins with a hidden state.
+    """
+    stages = len(_stacks(c, "resid_pre"))
+    if len(states) != stages + 1:
+        raise Wrong(f"{len(states)} hidden states, {stages} stages")
+    posts = [n.replace("resid_pre", "resid_post") for n in names]
+    rec = c.m.run(c.feed, record=[*names, *posts])
+    for name, post in zip(names[1:], posts, strict=False):
+        if not torch.equal(rec[name], rec[post]):
+            raise Wrong(f"{name} is not {post}")
+    index = int(stack.removeprefix("stage"))
+    wanted = _like(states[index + 1], rec[posts[-1]])
+    close(rec[posts[-1]], wanted, f"{posts[-1]} and hidden state {index + 1}", 1e-5)
 
 
 def _check_states(c: Case, stack: str, names: list[str], states: Sequence[Any]) -> None:
@@ -460,7 +482,7 @@ def _kernel_outputs(c: Case) -> dict[str, Tensor]:
 
 
 def sums(c: Case) -> None:
-    """What attention and MLP add up to is the stream."""
+    """What attention and MLP add up to is the stream, with Gemma 4's inputs of each layer."""
     stacks = {n.rpartition(".")[0].rpartition(".")[0] for n in c.names}
     normed = {n.rpartition(".")[0] for n in c.names if n.rpartition(".")[2] == "final_norm"}
     if (
@@ -477,7 +499,11 @@ def sums(c: Case) -> None:
             for p in ("resid_pre", "resid_mid", "mlp_out", "resid_post")
         )
         if {pre, mlp, post} <= set(c.names):
-            close(rec[pre] + rec[name] + rec[mlp], rec[post], f"parts of {post}", 1e-5)
+            path = c.m.sites(post)[0].place.path
+            more = _main(c.ran.get(f"{path}.post_per_layer_input_norm"))
+            total = rec[pre] + rec[name] + rec[mlp] + (0.0 if more is None else more)
+            times = getattr(c.network.get_submodule(path), "layer_scalar", 1.0)
+            close(total * times, rec[post], f"parts of {post}", 1e-5)
             checked += 1
         if {pre, mid} <= set(c.names):
             close(rec[pre] + rec[name], rec[mid], f"parts of {mid}", 1e-5)
@@ -680,9 +706,10 @@ def swept(c: Case) -> None:
 
     for rows in (ROWS[:1] * 2, ROWS):
         given = _ragged(c, rows)
-        _check_readable(c, given)
         alone = [_ragged(c, [row]) for row in rows]
-        wanted = torch.stack([torch.cat([_alone(c, r, o, metric) for r in alone]) for o in versions])
+        for one in (given, *alone):
+            _check_readable(c, one)
+        wanted = torch.stack([torch.cat([_alone(c, r, own, metric) for r in alone]) for own in versions])
         variants = [
             [] if s is None else [ak.add(s.name, own, where=None if t is None else ak.Where(t))]
             for s, t, own in versions

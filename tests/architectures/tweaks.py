@@ -95,6 +95,8 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "glm46v": M_ROPE,
     "glm_ocr": M_ROPE,
     "glmga": M_ROPE,
+    # with few heads many keys score exactly nothing, and which of these it takes depends on padding
+    "glm_moe_dsa": {"index_n_heads": 8},
     "glm4_moe_lite": {"head_dim": 8, "num_key_value_heads": 4},
     "qwen4_exp_text": {
         "indexer_budget": 4,
@@ -148,6 +150,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "is_decoder": False,
     },
     "swinv2": {"image_size": 32, "window_size": 4, "pretrained_window_sizes": [0, 0, 0, 0]},
+    "videoprism_vision_model": {"tubelet_size": [1, 4, 4]},
     "wav2vec2-bert": {"vocab_size": 97},
     "wav2vec2-conformer": {"vocab_size": 97},
 }
@@ -207,56 +210,5 @@ INPUTS: dict[str, dict[str, Any]] = {}
 SINKS_APART = ("granite_swa", "granitemoe_swa")
 """Types whose attentions are returned before the sinks take their share, unlike GPT-OSS's."""
 
-PADDING = "rows are padded on a side, or in a way, that this network cannot take"
-SHARING = "sweeps share a cache that holds more than keys and values, or tensors by row and head"
-PHASE = "each pass reads all tokens again, and none of them counts as written"
-FRAME = "rows inside are not the given tokens, one for one"
-ROUNDED = "a copy has other strides than what the network had there, and rounds otherwise"
-
-KNOWN_WRONG: dict[str, dict[str, str]] = {
-    "axk2": {"sweep": SHARING},
-    "bart": {"batch": PADDING},
-    "blenderbot": {"batch": PADDING},
-    "blenderbot-small": {"batch": PADDING},
-    "bloom": {"sweep": SHARING},
-    "convbert": {"batch": PADDING},
-    "cpmant": {"batch": FRAME, "sweep": FRAME},
-    "deepseek_v32": {"sweep": SHARING},
-    "evolla": {"generation": PHASE},
-    "falcon_h1": {"sweep": SHARING},
-    "flaubert": {"generation": PHASE},
-    "florence2": {"batch": PADDING},
-    "fnet": {"batch": PADDING},
-    "glm_moe_dsa": {"batch": PADDING, "sweep": SHARING},
-    "hrm_text": {"generation": PHASE},
-    "ibert": {"batch": PADDING},
-    "kosmos-2.5": {"batch": PADDING},
-    "led": {"batch": PADDING},
-    "longformer": {"batch": FRAME, "sweep": FRAME},
-    "marian": {"batch": PADDING},
-    "mbart": {"batch": PADDING},
-    "mistral_large4": {"sweep": SHARING},
-    "mobilebert": {"batch": PADDING},
-    "mpt": {"generation": PHASE},
-    "mra": {"batch": PADDING},
-    "mvp": {"batch": PADDING},
-    "nystromformer": {"batch": PADDING},
-    "openai-gpt": {"generation": PHASE},
-    "paligemma": {"batch": PADDING},
-    "pegasus": {"batch": PADDING},
-    "perceiver": {"batch": FRAME, "sweep": FRAME},
-    "plbart": {"batch": PADDING},
-    "prophetnet": {"batch": PADDING},
-    "recurrent_gemma": {"batch": PADDING},
-    "roformer": {"batch": PADDING},
-    "rwkv": {"batch": PADDING, "generation": PHASE},
-    "speech-encoder-decoder": {"restored": ROUNDED},
-    "speecht5": {"restored": ROUNDED},
-    "squeezebert": {"batch": FRAME, "sweep": FRAME},
-    "trocr": {"batch": PADDING},
-    "xlm": {"generation": PHASE},
-    "xlnet": {"generation": PHASE},
-    "yoso": {"batch": PADDING},
-    "zaya": {"sweep": SHARING},
-}
+KNOWN_WRONG: dict[str, dict[str, str]] = {}
 """Type to checks that are known to be wrong, each with the reason; empty is the aim."""

@@ -97,7 +97,8 @@ def rows_back(rows: Tensor, axes: str, like: Tensor) -> Tensor:
         return rows
     x = rows.reshape([like.shape[i] for i in order]).permute(_inverse(order))
     outermost = sorted(range(x.dim()), key=lambda i: -like.stride(i))
-    return x.permute(outermost).contiguous().permute(_inverse(outermost))
+    flat = x.permute(outermost).reshape(-1)  # axes of one place, too, get their strides anew
+    return flat.view([like.shape[i] for i in outermost]).permute(_inverse(outermost))
 
 
 def _inverse(order: list[int]) -> list[int]:
