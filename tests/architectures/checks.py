@@ -709,7 +709,9 @@ def swept(c: Case) -> None:
         alone = [_ragged(c, [row]) for row in rows]
         for one in (given, *alone):
             _check_readable(c, one)
-        wanted = torch.stack([torch.cat([_alone(c, r, own, metric) for r in alone]) for own in versions])
+        wanted = torch.stack(
+            [torch.cat([_alone(c, r, own, metric) for r in alone]) for own in versions]
+        )
         variants = [
             [] if s is None else [ak.add(s.name, own, where=None if t is None else ak.Where(t))]
             for s, t, own in versions
