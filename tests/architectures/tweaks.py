@@ -170,7 +170,7 @@ NOT_BUILT: dict[str, str] = {
     "fast_vlm": "it needs the package timm",
     "fun_asr_nano": "its adaptor must be a quarter as wide as its text network",
     "gemma3n": "it needs the package timm",
-    "gemma4_assistant": "it allows no inputs of each layer; its text network has them by default",
+    "gemma4_assistant": "it allows no inputs of each layer, which the text network has by default",
     "gemma4_unified_assistant": "the kinds of layers that fill a cache and those that use it differ",
     "glm5_next": "its top keys must be a multiple of the keys that it pools",
     "granite4_vision": "a list in its configuration is None by default",
