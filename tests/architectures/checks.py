@@ -180,7 +180,11 @@ class Case:
     def vector(self, scale: float = 1.0, requires_grad: bool = False) -> Tensor:
         """Return an uneven vector for the middle."""
         x = self.stream_like
-        width = x.shape[1] if x.dim() == 4 and self.middle.stack is None else x.shape[-1]
+        units_first = self.middle.stack is None or self.middle.place.layout.channels_first
+        images = x.dim() == 4 and units_first
+        tokens = self.feed["input_ids"].shape[1] if self.text else 0
+        turned = x.dim() == 3 and x.shape[1] != tokens == x.shape[2]  # SqueezeBERT: (B, D, T)
+        width = x.shape[1] if images or turned else x.shape[-1]
         size = x.float().std().item() or 1.0
         v = scale * size * torch.linspace(-1.0, 2.0, width).sin()
         return v.to(x.dtype).requires_grad_(requires_grad)
@@ -213,12 +217,15 @@ def _with_main(output: Any, new: Tensor) -> Any:
 def by_hand(
     network: nn.Module, site: Site, change: Callable[[Tensor, int], Tensor]
 ) -> Iterator[None]:
-    """Change what a module returns, by a hook of our own; `change` gets the number of the call."""
-    calls, shared = [0], site.place.call  # ALBERT's blocks are one module
+    """Change what a module returns, by a hook of our own; `change` gets the number of the pass."""
+    calls, passes, shared = [0], [-1], site.place.call  # ALBERT's blocks are one module
     number = 1 if shared is None or site.stack is None else site.stack.num_blocks
 
+    def begin(*_: Any) -> None:
+        passes[0] += 1
+
     def hook(_: Any, __: Any, output: Any) -> Any:
-        turn, call = divmod(calls[0], number)[::-1]
+        turn, call = calls[0] % number, passes[0]
         calls[0] += 1
         if shared is not None and turn != shared:
             return None
@@ -228,10 +235,12 @@ def by_hand(
         return _with_main(output, change(x, call))
 
     handle = network.get_submodule(site.place.path).register_forward_hook(hook)
+    door = network.register_forward_pre_hook(begin)
     try:
         yield
     finally:
         handle.remove()
+        door.remove()
 
 
 def added(v: Tensor, tokens: Sequence[int] | None = None) -> Callable[[Tensor, int], Tensor]:
@@ -239,6 +248,8 @@ def added(v: Tensor, tokens: Sequence[int] | None = None) -> Callable[[Tensor, i
 
     def change(x: Tensor, _: int) -> Tensor:
         own = v[:, None, None] if x.dim() == 4 and v.shape[0] == x.shape[1] else v
+        if x.dim() == 3 and x.shape[1] == len(v) != x.shape[2]:  # (B, D, T)
+            return change(x.transpose(1, 2), 0).transpose(1, 2)
         if tokens is None:
             return x + own
         x = x.clone()
@@ -294,11 +305,32 @@ def stream(c: Case) -> None:
     for stack, names in stacks.items():
         found = [getattr(out, f, None) for f in FIELDS.get(stack, ("hidden_states",))]
         states = next((s for s in found if isinstance(s, tuple | list)), None)
-        if states is not None:
+        if states is not None and stack.startswith("stage"):
+            _check_stage(c, stack, names, states)
+            checked += 1
+        elif states is not None:
             _check_states(c, stack, names, states)
             checked += 1
     if not checked:
         raise Nothing("it returns no hidden states")
+
+
+def _check_stage(c: Case, stack: str, names: list[str], states: Sequence[Any]) -> None:
+    """Hold that a stage ends with its hidden state: there is one for each, after that of the stem.
+
+    A stage narrows the image before its first block, so none of them begins with a hidden state.
+    """
+    stages = len(_stacks(c, "resid_pre"))
+    if len(states) != stages + 1:
+        raise Wrong(f"{len(states)} hidden states, {stages} stages")
+    posts = [n.replace("resid_pre", "resid_post") for n in names]
+    rec = c.m.run(c.feed, record=[*names, *posts])
+    for name, post in zip(names[1:], posts, strict=False):
+        if not torch.equal(rec[name], rec[post]):
+            raise Wrong(f"{name} is not {post}")
+    index = int(stack.removeprefix("stage"))
+    wanted = _like(states[index + 1], rec[posts[-1]])
+    close(rec[posts[-1]], wanted, f"{posts[-1]} and hidden state {index + 1}", 1e-5)
 
 
 def _check_states(c: Case, stack: str, names: list[str], states: Sequence[Any]) -> None:
@@ -450,7 +482,7 @@ def _kernel_outputs(c: Case) -> dict[str, Tensor]:
 
 
 def sums(c: Case) -> None:
-    """What attention and MLP add up to is the stream."""
+    """What attention and MLP add up to is the stream, with Gemma 4's inputs of each layer."""
     stacks = {n.rpartition(".")[0].rpartition(".")[0] for n in c.names}
     normed = {n.rpartition(".")[0] for n in c.names if n.rpartition(".")[2] == "final_norm"}
     if (
@@ -467,7 +499,11 @@ def sums(c: Case) -> None:
             for p in ("resid_pre", "resid_mid", "mlp_out", "resid_post")
         )
         if {pre, mlp, post} <= set(c.names):
-            close(rec[pre] + rec[name] + rec[mlp], rec[post], f"parts of {post}", 1e-5)
+            path = c.m.sites(post)[0].place.path
+            more = _main(c.ran.get(f"{path}.post_per_layer_input_norm"))
+            total = rec[pre] + rec[name] + rec[mlp] + (0.0 if more is None else more)
+            times = getattr(c.network.get_submodule(path), "layer_scalar", 1.0)
+            close(total * times, rec[post], f"parts of {post}", 1e-5)
             checked += 1
         if {pre, mid} <= set(c.names):
             close(rec[pre] + rec[name], rec[mid], f"parts of {mid}", 1e-5)
@@ -573,10 +609,36 @@ def generation(c: Case) -> None:
         if not torch.equal(got, wanted):
             raise Wrong(f"edited, tokens={phase!r}: wrote other tokens than the hook by hand")
         texts = own.generate(ROWS, edits=edits, max_new_tokens=NEW, num_beams=1)
-        start = 0 if c.network.config.is_encoder_decoder else kwargs["input_ids"].shape[1]
-        hand = own.tokenizer.batch_decode(wanted[:, start:], skip_special_tokens=True)
-        if texts != hand:
+        if texts != [_text(c, own, row, v, phase) for row in ROWS]:
             raise Wrong(f"generate, tokens={phase!r}: wrote other tokens than the hook by hand")
+
+
+def _text(c: Case, own: Model, row: list[int], v: Tensor, phase: str) -> str:
+    """Return what a prompt goes on to by itself, under a hook by hand."""
+    kwargs = {k: x for k, x in own.encode([row]).kwargs.items() if k != "position_ids"}
+    with by_hand(c.network, c.middle, _at_phase(v, phase, _num_given(c, kwargs))):
+        ids = _written(c, kwargs)
+    start = 0 if c.network.config.is_encoder_decoder else kwargs["input_ids"].shape[1]
+    [text] = own.tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
+    return str(text)
+
+
+def _num_given(c: Case, kwargs: Mapping[str, Any]) -> int:
+    """Return how many tokens are not written: the prompt's, or those that a decoder begins with."""
+    return 1 if c.network.config.is_encoder_decoder else int(kwargs["input_ids"].shape[1])
+
+
+def _at_phase(v: Tensor, phase: str, given: int) -> Callable[[Tensor, int], Tensor]:
+    """Return a change that adds a vector at all tokens, or at written ones."""
+
+    def change(x: Tensor, number: int) -> Tensor:
+        if phase == "all":
+            return x + v
+        if x.shape[1] > given:  # without a cache each pass reads the prompt again
+            return torch.cat([x[:, :given], x[:, given:] + v], 1)
+        return x + v if number > 0 else x
+
+    return change
 
 
 def _written(c: Case, kwargs: Mapping[str, Any]) -> Tensor:
@@ -590,11 +652,7 @@ def _moving(c: Case, kwargs: Mapping[str, Any], plain: Tensor, phase: str) -> tu
     """Return a vector that changes what is written, and what a hook by hand writes with it."""
     for scale in (1.0, 4.0, 16.0):
         v = c.vector(scale)
-
-        def change(x: Tensor, call: int, v: Tensor = v) -> Tensor:
-            return x + v if phase == "all" or call > 0 else x
-
-        with by_hand(c.network, c.middle, change):
+        with by_hand(c.network, c.middle, _at_phase(v, phase, _num_given(c, kwargs))):
             wanted = _written(c, kwargs)
         if not torch.equal(wanted, plain):
             return v, wanted
@@ -648,8 +706,12 @@ def swept(c: Case) -> None:
 
     for rows in (ROWS[:1] * 2, ROWS):
         given = _ragged(c, rows)
-        _check_readable(c, given)
-        wanted = torch.stack([_alone(c, given, len(rows), one, metric) for one in versions])
+        alone = [_ragged(c, [row]) for row in rows]
+        for one in (given, *alone):
+            _check_readable(c, one)
+        wanted = torch.stack(
+            [torch.cat([_alone(c, r, own, metric) for r in alone]) for own in versions]
+        )
         variants = [
             [] if s is None else [ak.add(s.name, own, where=None if t is None else ak.Where(t))]
             for s, t, own in versions
@@ -658,31 +720,13 @@ def swept(c: Case) -> None:
         close(got, wanted, f"sweep of {len(rows)} rows", 1e-4)
 
 
-def _alone(
-    c: Case, given: Any, rows: int, version: Version, metric: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Return the metric of one version, under a hook written by hand."""
+def _alone(c: Case, given: Any, version: Version, metric: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the metric of one version of one row by itself, under a hook written by hand."""
     site, tokens, v = version
-    batch = c.m.encode(given)
-    ids: Any = batch.kwargs.get("decoder_input_ids", batch.tokens)
-    length = ids.shape[1]
-    valid = torch.ones(rows, length, dtype=torch.bool)
-    if "decoder_input_ids" not in batch.kwargs and batch.valid is not None:
-        valid = batch.valid
-    first, last = valid.long().argmax(1), (valid.long() * torch.arange(length)).argmax(1)
-
-    def change(x: Tensor, _: int) -> Tensor:
-        if site is None or tokens is None:
-            return x if site is None else x + v
-        x = x.clone()
-        for b in range(len(x)):
-            at = [int(first[b]) + t for t in tokens]
-            x[b, at] = x[b, at] + v
-        return x
-
+    change = added(torch.zeros_like(v) if site is None else v, tokens)
     with by_hand(c.network, site or c.middle, change), torch.no_grad():
-        logits = c.network(**batch.kwargs).logits
-    return metric(logits[torch.arange(rows), last][:, None])
+        logits = c.network(**c.m.encode(given).kwargs).logits
+    return metric(logits[:, -1:])
 
 
 def batched(c: Case) -> None:
@@ -700,6 +744,8 @@ def batched(c: Case) -> None:
         for b, single in enumerate(alone):
             valid, own = rows.valid[b], single.rows_of(name).valid[0]
             x, wanted = rec[name][b], single[name][0]
+            if x.dim() == 2 and x.shape[0] != len(valid) == x.shape[1]:  # (D, T)
+                x, wanted = x.T, wanted.T
             if "S" in axes:
                 x, wanted = x[:, valid], wanted[:, own]
                 keys = x.shape[-1] == len(valid)

@@ -436,3 +436,25 @@ def test_three_axes_that_nothing_tells_are_a_text_where_no_channels_stand_in_the
     beside = nn.Sequential(nn.Identity(), nn.Conv1d(3, 4, 1), nn.Linear(9, 8))
     with pytest.raises(SiteError, match="no axis is as wide as a module inside"):
         AxesByModule(beside).at("0:out", "0", ()).of(x)
+
+
+@pytest.mark.parametrize("axes", ["BCYX", "BYXC", "BCT", "BHTS"])
+@pytest.mark.parametrize("memory", ["as its axes", "channels last"])
+@pytest.mark.parametrize("side", [1, 4])
+def test_rows_come_back_in_the_order_that_memory_had(axes: str, memory: str, side: int) -> None:
+    # a 1 x 1 image has the same numbers in both orders, but kernels choose by the strides
+    x = tiny.uneven(2, *[side] * (len(axes) - 1))
+    if memory == "channels last":
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    back = rows_back(rows_first(x, axes).clone(), axes, x)
+    assert back.stride() == x.stride() and torch.equal(back, x)
+
+
+def test_an_edit_that_changes_nothing_keeps_every_bit_of_an_image() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 48, 3), nn.Conv2d(48, 32, 3), nn.Conv2d(32, 8, 1)).eval()
+    x = tiny.uneven(2, 3, 9, 9)
+    with torch.no_grad():
+        plain = net(x)
+    edits = [ak.apply(f"{i}:out", torch.clone) for i in range(2)]
+    assert torch.equal(Model(net).run(x, edits=edits).output, plain)

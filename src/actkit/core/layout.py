@@ -88,12 +88,21 @@ def rows_first(x: Tensor, axes: str) -> Tensor:
 
 
 def rows_back(rows: Tensor, axes: str, like: Tensor) -> Tensor:
-    """Undo `rows_first`; `like` has the shape to return to."""
+    """Undo `rows_first`; `like` has the shape to return to, and the order in memory.
+
+    Kernels sum in another order where memory is ordered otherwise, and round otherwise.
+    """
     order, _ = _order(axes)
     if not axes:
         return rows
-    back = [order.index(i) for i in range(len(order))]
-    return rows.reshape([like.shape[i] for i in order]).permute(back)
+    x = rows.reshape([like.shape[i] for i in order]).permute(_inverse(order))
+    outermost = sorted(range(x.dim()), key=lambda i: -like.stride(i))
+    flat = x.permute(outermost).reshape(-1)  # axes of one place, too, get their strides anew
+    return flat.view([like.shape[i] for i in outermost]).permute(_inverse(outermost))
+
+
+def _inverse(order: list[int]) -> list[int]:
+    return [order.index(i) for i in range(len(order))]
 
 
 def _order(axes: str) -> tuple[list[int], int]:

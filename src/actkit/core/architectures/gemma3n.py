@@ -30,7 +30,9 @@ def _language(config: Any) -> Stack:
     (stack,) = llama.stacks(config)
     streams = _STREAMS.format(config.altup_num_inputs)
     points = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
-    stack = replace(stack, lacks=dict.fromkeys(points, streams))
+    stack = replace(
+        stack, hidden=max(config.intermediate_size), lacks=dict.fromkeys(points, streams)
+    )
     first = config.num_hidden_layers - config.num_kv_shared_layers
     others = {}
     for i in range(config.num_hidden_layers):
