@@ -171,7 +171,7 @@ NOT_BUILT: dict[str, str] = {
     "fun_asr_nano": "its adaptor must be a quarter as wide as its text network",
     "gemma3n": "it needs the package timm",
     "gemma4_assistant": "it allows no inputs of each layer, which the text network has by default",
-    "gemma4_unified_assistant": "the kinds of layers that fill a cache and those that use it differ",
+    "gemma4_unified_assistant": "layers that fill a cache and layers that use it differ in kind",
     "glm5_next": "its top keys must be a multiple of the keys that it pools",
     "granite4_vision": "a list in its configuration is None by default",
     "granite_speech5_ctc": "its blocks of context are longer than the few positions",

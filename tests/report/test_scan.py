@@ -147,7 +147,8 @@ def test_every_stack_that_the_data_reach_is_asked() -> None:
     config = tf.T5Config(
         vocab_size=91, d_model=24, d_kv=7, d_ff=37, num_layers=3, num_decoder_layers=2, num_heads=3
     )
-    m = Model(tf.T5ForConditionalGeneration(config).eval(), tiny.tokenizer(), name="tiny-t5")
+    network: Any = tf.T5ForConditionalGeneration(config)
+    m = Model(network.eval(), tiny.tokenizer(), name="tiny-t5")
     report = ak.scan(m, TEXTS, num_tokens=200)
     assert [p.key for p in report.pages] == [f"encoder-{k}" for k in KEYS]
     assert report.pages[0].question == "How big are activations? (encoder)"
