@@ -23,7 +23,7 @@ from actkit.core.model import Model
 from actkit.core.sites import Site
 from tests.architectures.build import Built
 from tests.architectures.feed import ROWS, TARGETS, NoFeed, even
-from tests.architectures.tweaks import SINKS_APART
+from tests.architectures.tweaks import ADDED_TO_NORMED, SINKS_APART
 from tests.core.architectures.parity import tensors
 from tests.core.tiny import state, tokenizer
 
@@ -498,6 +498,13 @@ def sums(c: Case) -> None:
             f"{stem.removesuffix('attn_out')}{p}.{block}"
             for p in ("resid_pre", "resid_mid", "mlp_out", "resid_post")
         )
+        if c.built.kind in ADDED_TO_NORMED and mid in c.names:
+            normed_in = [f"{stem.removesuffix('attn_out')}{p}_in.{block}" for p in ("attn", "mlp")]
+            rec_in = c.m.run(c.feed, record=normed_in)
+            close(rec_in[normed_in[0]] + rec[name], rec[mid], f"parts of {mid}", 1e-5)
+            close(rec_in[normed_in[1]] + rec[mlp], rec[post], f"parts of {post}", 1e-5)
+            checked += 1
+            continue
         if {pre, mlp, post} <= set(c.names):
             path = c.m.sites(post)[0].place.path
             more = _main(c.ran.get(f"{path}.post_per_layer_input_norm"))

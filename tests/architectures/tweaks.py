@@ -170,8 +170,8 @@ NOT_BUILT: dict[str, str] = {
     "fast_vlm": "it needs the package timm",
     "fun_asr_nano": "its adaptor must be a quarter as wide as its text network",
     "gemma3n": "it needs the package timm",
-    "gemma4_assistant": "it allows no inputs of each layer, which the text network has by default",
-    "gemma4_unified_assistant": "layers that fill a cache and layers that use it differ in kind",
+    "gemma4_assistant": "it allows no inputs of each layer, its texts have them by default",
+    "gemma4_unified_assistant": "kinds of layers that fill a cache and that use it differ",
     "glm5_next": "its top keys must be a multiple of the keys that it pools",
     "granite4_vision": "a list in its configuration is None by default",
     "granite_speech5_ctc": "its blocks of context are longer than the few positions",
@@ -205,6 +205,9 @@ INPUTS: dict[str, dict[str, Any]] = {}
 
 SINKS_APART = ("granite_swa", "granitemoe_swa")
 """Types whose attentions are returned before the sinks take their share, unlike GPT-OSS's."""
+
+ADDED_TO_NORMED = ("minimax",)
+"""Types whose blocks norm the stream itself, and add to what is normed."""
 
 KNOWN_WRONG: dict[str, dict[str, str]] = {}
 """Type to checks that are known to be wrong, each with the reason; empty is the aim."""

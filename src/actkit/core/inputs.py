@@ -24,6 +24,7 @@ from actkit.core.forms import (
     unscaled,
     without_labels,
 )
+from actkit.core.padding import REFUSALS
 from actkit.core.tokens import TokenCalls
 
 
@@ -137,9 +138,10 @@ class Encoder:
         Args:
             batch: Of this encoder.
             writes: The network goes on writing behind the rows, so that a decoder's rows may not
-                be padded there.
+                be padded there, and on no side if its loop drops the mask.
         """
-        behind = writes and batch.padding == "right" and not self._calls.encoder_decoder
+        behind = writes and not self._calls.encoder_decoder and bool(batch.padding)
+        behind = behind and (batch.padding == "right" or _loop_drops_mask(self._module, batch))
         if batch.tokens is None or batch.valid is None or not (batch.padding == "alone" or behind):
             return [batch]
         rows = zip(batch.tokens, batch.valid, strict=True)
@@ -292,3 +294,16 @@ class Encoder:
     def context_length(self) -> int | None:
         """Return how many tokens fit; None where positions are relative or not used."""
         return self._calls.context_length()
+
+
+def _loop_drops_mask(module: nn.Module, batch: Batch) -> bool:
+    """Say whether a network's own loop hands on no mask of padded rows, as XLM's does not."""
+    prepare = getattr(module, "prepare_inputs_for_generation", None)
+    mask = batch.kwargs.get("attention_mask")
+    if prepare is None or mask is None or batch.valid is None or bool(batch.valid.all()):
+        return False
+    try:
+        handed = prepare(batch.tokens, attention_mask=mask, is_first_iteration=True)
+    except REFUSALS:  # it needs more than that, and says nothing of masks
+        return False
+    return isinstance(handed, Mapping) and handed.get("attention_mask") is None

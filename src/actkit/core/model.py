@@ -205,7 +205,8 @@ class Model:
         if len(parts) == 1:
             return self._written(parts[0], edits, settings)
         if cache is not None:
-            raise InputError(f"a cache needs rows that run together, but {self.encode.note}")
+            why = self.encode.note or "this network writes behind rows without padding only"
+            raise InputError(f"a cache needs rows that run together, but {why}")
         texts: list[str] = []
         for row, part in enumerate(parts):
             own = dict(edits_of_row(edits, row, batch, self._addresses.find))
