@@ -81,7 +81,13 @@ def olmo_hybrid() -> Any:
 
 
 def zamba2(**own: Any) -> Any:
-    return tf.Zamba2ForCausalLM(tf.Zamba2Config(**{**SIZES, **ZAMBA, **own}))
+    made = tf.Zamba2ForCausalLM(tf.Zamba2Config(**{**SIZES, **ZAMBA, **own}))
+    blocks = [made.model.layers[i].shared_transformer for i in made.config.hybrid_layer_ids]
+    adapters = [b.feed_forward.gate_up_proj_adapter_list[i] for i, b in enumerate(blocks)]
+    if any(isinstance(adapter, torch.nn.Identity) for adapter in adapters):
+        # some versions give every block the adapters of the last one, and then cannot run
+        return zamba2(**{**own, "num_mem_blocks": 1})
+    return made
 
 
 def gemma4(**own: Any) -> Any:
