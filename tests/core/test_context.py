@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from transformers import GenerationConfig as Config
 
 import actkit as ak
-from actkit.core.compat import cache_argument, output_cache
+from actkit.core.compat import cache_argument, cache_keywords, output_cache
 from actkit.core.controller import Controller
 from actkit.core.errors import EditError
 from actkit.core.model import Model
@@ -236,7 +236,7 @@ def test_positions_count_tokens_and_not_what_a_cache_holds(
         cache, found, step = Evicting(), [], ids_BT
         for n in range(NEW):
             at = torch.arange(ids_BT.shape[1] + n)[None, -step.shape[1] :]
-            out = network(m)(step, past_key_values=cache, position_ids=at)
+            out = network(m)(step, **cache_keywords(network(m), cache), position_ids=at)
             step = out.logits[:, -1:].argmax(-1)
             found.append(int(step))
         return found
@@ -253,9 +253,11 @@ def test_a_cache_that_was_cut_between_two_passes_is_not_counted_on(m: Model) -> 
     def cut(edits: Any, **more: Any) -> Tensor:
         with torch.no_grad(), m.edited(edits):
             cache = DynamicCache(config=network(m).config)
-            network(m)(ids_BT, past_key_values=cache)
+            network(m)(ids_BT, **cache_keywords(network(m), cache))
             cache.crop(-2)
-            logits: Tensor = network(m)(ids_BT[:, -2:-1], past_key_values=cache, **more).logits
+            logits: Tensor = network(m)(
+                ids_BT[:, -2:-1], **cache_keywords(network(m), cache), **more
+            ).logits
             return logits
 
     with pytest.raises(EditError, match="a cache was changed between two passes"):
@@ -272,15 +274,15 @@ def test_a_cache_that_was_cut_between_two_passes_is_not_counted_on(m: Model) -> 
 def test_a_cache_that_was_filled_elsewhere_is_told_or_refused(m: Model) -> None:
     ids_BT, cache = torch.tensor(IDS[:1]), DynamicCache(config=network(m).config)
     with torch.no_grad():
-        network(m)(ids_BT[:, :4], past_key_values=cache)
+        network(m)(ids_BT[:, :4], **cache_keywords(network(m), cache))
     rest: dict[str, Any] = {"input_ids": ids_BT[:, 4:], "use_cache": True}
-    rest["past_key_values"] = copy.deepcopy(cache)
+    rest[cache_argument(network(m)) or ""] = copy.deepcopy(cache)
     with pytest.raises(EditError, match="a cache among the arguments was filled elsewhere"):
         m.run(rest, edits=[add(tokens=5)], logits=True)
-    rest["past_key_values"] = copy.deepcopy(cache)
+    rest[cache_argument(network(m)) or ""] = copy.deepcopy(cache)
     rec = m.run(rest, record=SITE)
     assert rec.rows_of(SITE).position.tolist() == [[-1, -1, -1]]
-    rest["past_key_values"] = copy.deepcopy(cache)
+    rest[cache_argument(network(m)) or ""] = copy.deepcopy(cache)
     told = {**rest, "attention_mask": torch.ones(1, 7, dtype=torch.long)}
     rec = m.run(told, record=SITE, edits=[add(tokens=5)], logits=True)
     assert rec.rows_of(SITE).position.tolist() == [[4, 5, 6]]
@@ -300,12 +302,12 @@ def _alone(m: Model, ids: list[int], chosen: Callable[[Tensor], Tensor]) -> Tens
 def test_a_cache_of_the_users_own_is_whole_after_a_recording(m: Model, stop: bool) -> None:
     cache = DynamicCache(config=network(m).config)
     ids_BT = torch.tensor(IDS[:1])
-    call = {"input_ids": ids_BT, "past_key_values": cache, "use_cache": True}
+    call = {"input_ids": ids_BT, **cache_keywords(network(m), cache), "use_cache": True}
     m.run(call, record="resid_post.0", logits=not stop)
     layers: list[Any] = list(cache.layers)
     assert [layer.keys.shape[2] for layer in layers] == [7] * len(layers)
     with torch.no_grad():
-        got = network(m)(torch.tensor([[9]]), past_key_values=cache).logits
+        got = network(m)(torch.tensor([[9]]), **cache_keywords(network(m), cache)).logits
         want = network(m)(torch.tensor([[*IDS[0], 9]])).logits[:, -1:]
     assert_close(got, want)
 
@@ -319,7 +321,7 @@ def turns(m: Model, each: Callable[[int], Any]) -> list[Tensor]:
     for turn in (IDS[0], IDS[2]):
         step = torch.tensor([turn])
         for _ in range(3):
-            logits = network(m)(step, past_key_values=cache, use_cache=True).logits
+            logits = network(m)(step, **cache_keywords(network(m), cache), use_cache=True).logits
             found.append(logits)
             step = logits[:, -1:].argmax(-1)
     return found
@@ -351,7 +353,7 @@ def test_two_conversations_take_turns_in_one_context(m: Model) -> None:
         found, ways = [], [(torch.tensor([IDS[i]]), DynamicCache()) for i in (0, 1)]
         for _ in range(3):
             for i, (step, cache) in enumerate(ways):
-                out = network(m)(step, past_key_values=cache)
+                out = network(m)(step, **cache_keywords(network(m), cache))
                 found.append(out.logits)
                 ways[i] = (out.logits[:, -1:].argmax(-1), cache)
         return found
@@ -370,9 +372,9 @@ def test_generate_twice_on_one_cache(m: Model) -> None:
 
     def chat() -> Tensor:
         cache = DynamicCache(config=network(m).config)
-        one = network(m).generate(**first, past_key_values=cache, **settings)
+        one = network(m).generate(**first, **cache_keywords(network(m), cache), **settings)
         more = torch.cat([one, torch.tensor(IDS[2:3])], 1)
-        two: Tensor = network(m).generate(more, past_key_values=cache, **settings)
+        two: Tensor = network(m).generate(more, **cache_keywords(network(m), cache), **settings)
         return two
 
     with torch.no_grad(), by_hand(m, lambda x, n: x + VECTOR if n in (1, 2, 4, 5) else x):
@@ -395,7 +397,7 @@ def test_the_pass_is_seen_however_it_is_called(m: Model, called: str) -> None:
     def states() -> list[Tensor]:
         found, cache, step = [], DynamicCache(config=network(m).config), torch.tensor(IDS[:1])
         for _ in range(3):
-            out = ways[called](input_ids=step, past_key_values=cache)
+            out = ways[called](input_ids=step, **cache_keywords(network(m), cache))
             x = out.hidden_states[-1] if called == "inner forward" else out.last_hidden_state
             found.append(x)
             step = torch.tensor([[11]])
@@ -435,8 +437,8 @@ def test_a_prompt_that_is_told_may_come_in_pieces(m: Model) -> None:
     def loop() -> Tensor:
         cache = DynamicCache(config=network(m).config)
         for a, b in ((0, 1), (1, 5), (5, 7)):
-            logits: Tensor = network(m)(ids_BT[:, a:b], past_key_values=cache).logits
-        return network(m)(logits[:, -1:].argmax(-1), past_key_values=cache).logits  # type: ignore[no-any-return]
+            logits: Tensor = network(m)(ids_BT[:, a:b], **cache_keywords(network(m), cache)).logits
+        return network(m)(logits[:, -1:].argmax(-1), **cache_keywords(network(m), cache)).logits  # type: ignore[no-any-return]
 
     with torch.no_grad(), by_hand(m, lambda x, n: x + VECTOR if n < 3 else x):
         want = loop()

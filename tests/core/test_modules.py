@@ -23,6 +23,10 @@ from tests.core import tiny
 ROWS = tiny.uneven(5, 3)
 
 
+# of torch itself, on an early patch release of Python
+pytestmark = pytest.mark.filterwarnings("ignore:Guards may run slower on Python:RuntimeWarning")
+
+
 def small() -> nn.Sequential:
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
@@ -95,7 +99,8 @@ def test_points_of_a_compiled_transformer_are_refused_too() -> None:
 
 def scripted(net: nn.Module) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit itself
+        warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
+        warnings.filterwarnings("ignore", r".*torch\.jit", FutureWarning)
         return torch.jit.script(net)
 
 
@@ -104,7 +109,8 @@ def test_scripted_networks_are_refused_with_the_reason() -> None:
     with pytest.raises(ModelError, match=reason):
         ak.open(scripted(small()))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
+        warnings.filterwarnings("ignore", r".*torch\.jit", FutureWarning)
         trace: Any = torch.jit.trace
         traced = trace(small(), ROWS)
     with pytest.raises(ModelError, match=reason):

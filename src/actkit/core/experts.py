@@ -129,7 +129,7 @@ def expert_output(
     for e in sorted({*chosen_NC.flatten().tolist()}):
         n, c = torch.where(chosen_NC == e)
         out = _mapped(experts, "down_proj", hidden_NCF[n, c], e)
-        total_ND = total_ND.index_add(0, n, out * weights_NC[n, c, None])
+        total_ND = total_ND.index_add(0, n, (out * weights_NC[n, c, None]).to(total_ND.dtype))
     return total_ND
 
 

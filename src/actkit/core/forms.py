@@ -82,15 +82,30 @@ def device_of(module: nn.Module) -> torch.device:
 
     One that accelerate keeps elsewhere has parameters without data, and a hook that says it.
     """
-    hook = getattr(module, "_hf_hook", None)
-    told = getattr(hook, "execution_device", None)
+    told = _told_device(module)
     if told is not None:
-        return torch.device(told)
+        return told
     devices = [p.device for p in module.parameters()]
+<<<<<<< HEAD
     real = (d for d in devices if d.type != "meta")
     offloaded = any(hasattr(m, "_hf_hook") for m in module.modules())
     elsewhere = devices[0] if devices and not offloaded else torch.device("cpu")
     return next(real, elsewhere)
+=======
+    real = next((d for d in devices if d.type != "meta"), None)
+    if real is not None or not devices:
+        return real or torch.device("cpu")
+    # nothing is here: newer versions leave the whole's hook without a device, its parts' have one
+    inside = (d for d in map(_told_device, module.modules()) if d is not None)
+    return next(inside, devices[0])
+
+
+def _told_device(module: nn.Module) -> torch.device | None:
+    """Return where accelerate's hook on a module, or one of several joined, says it computes."""
+    hook = getattr(module, "_hf_hook", None)
+    told = (getattr(each, "execution_device", None) for each in getattr(hook, "hooks", (hook,)))
+    return next((torch.device(device) for device in told if device is not None), None)
+>>>>>>> wt-ver2
 
 
 def without_labels(module: nn.Module, values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -259,7 +259,33 @@ def t5(request: pytest.FixtureRequest) -> Model:
     return Model(randomised(T5[request.param]()))
 
 
+def looks_ahead(m: Model) -> bool:
+    """Say whether a decoder's own states change with tokens that come later.
+
+    UMT5's of some versions of transformers do under sdpa where no token is padding.
+    """
+    rows = {name: ids[:1] for name, ids in BOTH.items()}
+    later = rows["decoder_input_ids"].clone()
+    later[:, -1] += 1
+    states = [
+        parity.reference(m.module, m, {**rows, "decoder_input_ids": ids}, output_hidden_states=True)
+        for ids in (rows["decoder_input_ids"], later)
+    ]
+    plain, other = (s["decoder_hidden_states"][-1][:, :-1] for s in states)
+    return not torch.allclose(plain, other, atol=1e-5)
+
+
+def causal(m: Model) -> Model:
+    """Return the model, or its eager twin if its decoder looks ahead under the kernel it has."""
+    if not looks_ahead(m):
+        return m
+    twin = Model(parity.eager(m.module))
+    assert not looks_ahead(twin)
+    return twin
+
+
 def test_t5_sites_states_and_attentions(t5: Model) -> None:
+    t5 = causal(t5)
     rec = parity.check_sites(t5, BOTH)
     for stack in ("encoder", "decoder"):
         parity.check_hidden_states(t5, BOTH, stack, f"{stack}_hidden_states")
@@ -307,6 +333,7 @@ def test_t5_padding() -> None:
 
 
 def test_t5_decoder_reads_padded_batches_like_single_ones(t5: Model) -> None:
+    t5 = causal(t5)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     names = [s.name for s in t5.sites() if s.name.startswith("decoder.")]
     rec = t5.run({**BOTH, "decoder_attention_mask": mask}, names)

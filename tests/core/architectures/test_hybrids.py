@@ -81,7 +81,13 @@ def olmo_hybrid() -> Any:
 
 
 def zamba2(**own: Any) -> Any:
-    return tf.Zamba2ForCausalLM(tf.Zamba2Config(**{**SIZES, **ZAMBA, **own}))
+    made = tf.Zamba2ForCausalLM(tf.Zamba2Config(**{**SIZES, **ZAMBA, **own}))
+    blocks = [made.model.layers[i].shared_transformer for i in made.config.hybrid_layer_ids]
+    adapters = [b.feed_forward.gate_up_proj_adapter_list[i] for i, b in enumerate(blocks)]
+    if any(isinstance(adapter, torch.nn.Identity) for adapter in adapters):
+        # some versions give every block the adapters of the last one, and then cannot run
+        return zamba2(**{**own, "num_mem_blocks": 1})
+    return made
 
 
 def gemma4(**own: Any) -> Any:
@@ -305,20 +311,27 @@ def test_jambas_and_gemmas_experts() -> None:
         own: Any = m.module.get_submodule(f"model.layers.{block}.{path}".rstrip("."))
         returned = f"model.layers.{block}.{path}.experts".replace("..", ".") + ":out"
         points = [f"{p}.{block}" for p in ("router_logits", "router_weights", "expert_hidden")]
-        rec = m.run(ROWS, [*points, returned])
+        if name == "jamba" and isinstance(own.router, torch.nn.Linear):
+            with pytest.raises(SiteError, match="weighs experts outside of modules"):
+                m.sites(points[1])
+            rec = m.run(ROWS, [points[0], points[2], returned])
+        else:
+            rec = m.run(ROWS, [*points, returned])
         probs = rec[points[0]].softmax(-1)
         top = probs.topk(2)
         weights = top.values
         if name == "gemma4-experts":
             weights = weights / weights.sum(-1, keepdim=True)
             weights = weights * own.router.per_expert_scale[top.indices].detach()
-        close(rec[points[1]], weights)
+        if points[1] in rec:
+            close(rec[points[1]], weights)
         down = own.experts.down_proj.detach()[top.indices]
         total = torch.einsum("btcdf,btcf->btcd", down, rec[points[2]]) * weights[..., None]
         close(total.sum(-2).flatten(0, 1), rec[returned])
         vector = torch.linspace(-1.5, 2.0, 5)
-        moved = m.run(ROWS, points, [ak.add(points[0], vector)])
-        assert moved[points[1]].shape
+        listed = [p for p in points if p in rec]
+        moved = m.run(ROWS, listed, [ak.add(points[0], vector)])
+        assert all(moved[p].shape for p in listed)
         close(moved[points[0]], rec[points[0]] + vector)
 
 

@@ -70,11 +70,16 @@ def prefix(m: Model) -> str:
     return str(m.module.base_model_prefix)
 
 
-def block(name: str, m: Model, index: int) -> Any:
-    """Return one block of a vision tower."""
-    base: Any = getattr(m.module, prefix(m), m.module)
-    path = {"vit": "layers", "din": "encoder.layer"}.get(name[:3], "encoder.layers")
-    return base.get_submodule(f"{path}.{index}")
+def path_of(m: Model, site: str) -> str:
+    """Return the path of the module at which a site is read."""
+    return m.sites(site)[0].place.path
+
+
+def activation(mlp: nn.Module) -> str:
+    """Return the name of an MLP's nonlinearity, the child that is neither a map nor dropout."""
+    linear = (nn.Linear, nn.Dropout)
+    (name,) = (n for n, child in mlp.named_children() if not isinstance(child, linear))
+    return name
 
 
 def test_vision_states_attentions_and_sums(vision: tuple[str, Model]) -> None:
@@ -113,14 +118,15 @@ def test_vision_points_pass_through_the_blocks_own_modules(vision: tuple[str, Mo
     name, m = vision
     rec = m.run(pixels(), [s.name for s in m.sites()])
     for i in range(4):
-        own = block(name, m, i)
+        own: Any = m.module.get_submodule(path_of(m, f"resid_post.{i}"))
         last: list[Any] = [nn.Identity(), nn.Identity()]
         if name.startswith("dinov2"):
             last = [own.layer_scale1, own.layer_scale2]
-        project = own.self_attn.out_proj if name in ("clip", "siglip") else own.attention.o_proj
         gated = name == "dinov2-swiglu"
-        act = own.mlp.act_fn if gated else own.mlp.activation_fn
-        down = own.mlp.down_proj if gated else own.mlp.fc2
+        # where the maps are and what an activation is called differ between versions
+        project = m.module.get_submodule(path_of(m, f"z.{i}"))
+        down = m.module.get_submodule(path_of(m, f"mlp_hidden.{i}"))
+        act = nn.functional.silu if gated else own.mlp.get_submodule(activation(own.mlp))
         with torch.no_grad():
             close(last[0](project(rec[f"z.{i}"].flatten(2))), rec[f"attn_out.{i}"])
             up = rec[f"mlp_pre.{i}"]
@@ -130,11 +136,10 @@ def test_vision_points_pass_through_the_blocks_own_modules(vision: tuple[str, Mo
 
 
 def test_vision_edits_and_cleanup(vision: tuple[str, Model]) -> None:
-    name, m = vision
+    _, m = vision
     parity.check_edits(m, pixels())
     parity.check_moves(m, pixels())
-    path = next(p for p, sub in m.module.named_modules() if sub is block(name, m, 2))
-    parity.check_cleanup(m, pixels(), path)
+    parity.check_cleanup(m, pixels(), path_of(m, "resid_post.2"))
     assert m.sites("vision.resid_post.3")[0].where == m.sites("resid_post.3")[0].where
     with pytest.raises(SiteError, match="logits: a score belongs to the whole image"):
         m.sites("logits")

@@ -9,11 +9,13 @@ from typing import Any
 
 from actkit.core.architectures import llama
 from actkit.core.architectures._experts import partly, with_experts
+from actkit.core.compat import declares
 from actkit.core.sites import Stack, into, out
 
 MODEL_TYPES = ("jamba",)
 
 _MAMBA = "this block has a state space in place of attention: read its mamba:out"
+_WEIGHTS = "this version of transformers weighs experts outside of modules: read router_logits"
 _ATTENTION = ("attn_in", "q", "k", "v", "attn_scores", "attn_probs", "z", "attn_out")
 
 
@@ -32,12 +34,21 @@ def stacks(config: Any) -> tuple[Stack, ...]:
     dense = replace(stack, places={**stack.places, **own})
     number, chosen = config.num_experts, config.num_experts_per_tok
     sparse = with_experts(dense, number, chosen, mlp="feed_forward", router="router")
+    if not declares("jamba.modeling_jamba", "JambaTopKRouter"):
+        sparse = _plain_router(sparse)
     counts = config.layers_num_experts
     plain = [i for i, count in enumerate(counts) if count <= 1]
     whole = partly(sparse, dense, plain) if len(plain) < len(counts) else dense
     kinds = enumerate(config.layers_block_type)
     mambas = {i: _mamba(whole.others.get(i, whole)) for i, kind in kinds if kind == "mamba"}
     return (replace(whole, others={**whole.others, **mambas}),)
+
+
+def _plain_router(stack: Stack) -> Stack:
+    """Return the stack for versions of transformers whose router is a map, which weighs nothing."""
+    places = {k: v for k, v in stack.places.items() if k != "router_weights"}
+    places["router_logits"] = out("feed_forward.router", flat=True)
+    return replace(stack, places=places, lacks={**stack.lacks, "router_weights": _WEIGHTS})
 
 
 def _mamba(stack: Stack) -> Stack:
