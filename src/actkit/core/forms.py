@@ -86,12 +86,6 @@ def device_of(module: nn.Module) -> torch.device:
     if told is not None:
         return told
     devices = [p.device for p in module.parameters()]
-<<<<<<< HEAD
-    real = (d for d in devices if d.type != "meta")
-    offloaded = any(hasattr(m, "_hf_hook") for m in module.modules())
-    elsewhere = devices[0] if devices and not offloaded else torch.device("cpu")
-    return next(real, elsewhere)
-=======
     real = next((d for d in devices if d.type != "meta"), None)
     if real is not None or not devices:
         return real or torch.device("cpu")
@@ -105,7 +99,6 @@ def _told_device(module: nn.Module) -> torch.device | None:
     hook = getattr(module, "_hf_hook", None)
     told = (getattr(each, "execution_device", None) for each in getattr(hook, "hooks", (hook,)))
     return next((torch.device(device) for device in told if device is not None), None)
->>>>>>> wt-ver2
 
 
 def without_labels(module: nn.Module, values: tuple[Any, ...]) -> tuple[Any, ...]:
