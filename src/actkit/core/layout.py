@@ -96,7 +96,8 @@ def rows_back(rows: Tensor, axes: str, like: Tensor) -> Tensor:
     if not axes:
         return rows
     x = rows.reshape([like.shape[i] for i in order]).permute(_inverse(order))
-    outermost = sorted(range(x.dim()), key=lambda i: -like.stride(i))
+    strides = like.stride()
+    outermost = sorted(range(x.dim()), key=lambda i: -strides[i])
     flat = x.permute(outermost).reshape(-1)  # axes of one place, too, get their strides anew
     return flat.view([like.shape[i] for i in outermost]).permute(_inverse(outermost))
 
