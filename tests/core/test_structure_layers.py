@@ -98,6 +98,8 @@ def test_where_it_does_not_hold_the_reason_names_the_block() -> None:
 
 @pytest.mark.parametrize("kind", ["bitnet", "diffllama", "afmoe", "beam", "laguna"])
 def test_what_stands_behind_a_norm_or_gate_is_no_mix_of_values(kind: str) -> None:
+    if kind not in tf.CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {kind}")
     m = opened(kind)
     with pytest.raises(SiteError, match=r"z.0: by structure: no map .* without a norm or gate"):
         m.run({"input_ids": IDS}, "z.0")
