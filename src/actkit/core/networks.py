@@ -119,7 +119,7 @@ def _tokens_first(network: Any) -> list[str]:
     except ValueError:
         return []  # its embeddings are of no known kind: nothing is claimed
     feed = {"input_ids": ids}
-    if network.config.is_encoder_decoder:
+    if getattr(getattr(network, "config", None), "is_encoder_decoder", False):
         feed["decoder_input_ids"] = ids[:, 1:]
     shapes = {(x.shape[1], x.shape[0]) for x in feed.values()}
     found: dict[str, None] = {}

@@ -31,7 +31,7 @@ class GraphSight:
         points = ("resid_pre", "attn_in", "q", "k", "v", "z", "attn_out", "mlp_in", "mlp_out")
         self._mid = {s.name for s in model.sites("resid_mid.*", refused=True) if not s.refused}
         sites = [f"{p}.{i}" for i in range(num_blocks) for p in (*points, "resid_post")]
-        around = [f"{p}:{side}" for p in self._norms for side in ("in", "out")]
+        around = [f"{p}:{side}#0" for p in self._norms for side in ("in", "out")]
         (vocabulary,) = model.sites("logits")[0].unit_shape or (1,)
         tokens = (3 + 7 * torch.arange(10).view(2, 5)) % vocabulary
         self._rec = model.run(tokens, record=[*sites, *sorted(self._mid), *around])
@@ -40,7 +40,7 @@ class GraphSight:
         """Return the norm that makes what is read of the stream."""
         before, after = self._rec[stream].flatten(), self._rec[read].flatten()
         for path in self._norms:
-            seen = [self._rec[f"{path}:{side}"].flatten() for side in ("in", "out")]
+            seen = [self._rec[f"{path}:{side}#0"].flatten() for side in ("in", "out")]
             if torch.equal(seen[0], before) and torch.equal(seen[1], after):
                 # the method itself: hooks of a run that edits the norm's input stay out of it
                 norm: Read = self._module.get_submodule(path).forward
