@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -60,9 +60,12 @@ class Controller(Dosed):
     the run; what it holds of a batch has one entry for each row, so rows do not meet.
 
     Attributes:
+        remembers: What it puts into the memory matters to later passes, so that it cannot follow
+            beams, whose rows change places.
         key: Name of the memory; controllers that are fitted apart need keys of their own.
     """
 
+    remembers: ClassVar[bool] = True
     key: str = field(kw_only=True)
 
     @abstractmethod

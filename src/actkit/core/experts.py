@@ -89,7 +89,9 @@ class RouterSocket:
         stand_in.__dict__["_parameters"] = {**nothing, "weight": same_EE}
         stand_in.__dict__["hidden_dim"] = num_experts
         # the class's own: what others put into the instance speaks of the router itself
-        routed = type(stand_in).forward(stand_in, logits_NE)
+        # an expert that is shut out has -inf, which no product with zeros survives
+        most = torch.finfo(dtype).max / 4
+        routed = type(stand_in).forward(stand_in, logits_NE.clamp(-most, most))
         item = _logits_item(like)
         return tuple(
             logits_NE if i == item else x.to(y.dtype)

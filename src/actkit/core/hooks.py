@@ -246,7 +246,7 @@ class Hooks(Guest):
     def _refuse_memories(self) -> None:
         """Refuse controllers, whose memories are of rows, where beams change places."""
         for edit in (e for t in self._taps for e in t.edits):
-            if isinstance(edit.operation, Controller):
+            if isinstance(edit.operation, Controller) and edit.operation.remembers:
                 raise EditError(
                     f"a controller cannot follow beams, whose rows change places with every "
                     f"token, got {type(edit.operation).__name__} at {edit.site}: set num_beams=1"

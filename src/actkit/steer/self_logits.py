@@ -91,6 +91,7 @@ class SelfLogitsAugmentation(Steerer):
 class Watch(Controller):
     """Keep what a block returned."""
 
+    remembers: ClassVar[bool] = False
     layer: int
 
     def act(self, x: Tensor, memory: dict[str, Any], context: ForwardContext) -> Tensor:
@@ -103,6 +104,7 @@ class Watch(Controller):
 class Mix(Controller):
     """Mix the normed states of a window of blocks into the final one's."""
 
+    remembers: ClassVar[bool] = False
     weight: Tensor
     bias: Tensor
     centred: bool
