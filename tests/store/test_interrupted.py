@@ -155,6 +155,14 @@ tiny.model().harvest(texts, "resid_post.1", sys.argv[1], dtype="float32", batch_
 """
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C interrupt, also where a shell in the background lets it be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_signal_commits_the_open_shard(m: Model, tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "store")]
     root = str(Path(__file__).parents[2])
