@@ -101,11 +101,6 @@ class FedByCache:
             if own is fed and (found := cache()) is not None:
                 fed.length = held(found)
 
-    @property
-    def returns_states(self) -> bool:
-        """Say whether the last pass returned states that the next may be handed."""
-        return bool(self._states)
-
     def beside(self, fed: Fed | None) -> "FedByCache":
         """Return one for passes on copies of a cache, on which `fed` was fed."""
         own = FedByCache()
