@@ -122,21 +122,6 @@ def declares(file: str, name: str) -> bool:
     return hasattr(import_module(f"transformers.models.{file}"), name)
 
 
-def body_name(network: Any) -> str:
-    """Return the name of the child that is the network without its head, "" if there is none.
-
-    `base_model_prefix` says so, but older CLIP towers with a projection give the whole CLIP's;
-    then it is the only child that is a network of the same kind of configuration.
-    """
-    prefix = getattr(network, "base_model_prefix", "")
-    if prefix and hasattr(network, prefix):
-        return str(prefix)
-    own = type(getattr(network, "config", None))
-    networks = [(n, c) for n, c in network.named_children() if hasattr(c, "base_model_prefix")]
-    alike = [name for name, child in networks if type(child.config) is own]
-    return alike[0] if len(alike) == 1 else ""
-
-
 def is_output_capture(hook: Callable[..., Any]) -> bool:
     """Say whether a hook is one of transformers' own that only collect outputs.
 
