@@ -162,7 +162,10 @@ def test_probabilities_of_a_kernel_that_takes_a_mask_of_keys(prompts: list[str])
     assert_close(same.logits[keep], got.logits[keep], rtol=0, atol=2e-4)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what transformers calls
+# of what transformers calls, and of torch's compiler on torch 2.6 and on Python 3.13.0
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Skipping serialization:UserWarning")
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")
 def test_flex_attention_is_read_by_its_block_mask() -> None:
     plain, m = tiny.model(), tiny.model(attn_implementation="flex_attention")
     want = plain.run(tiny.PROMPTS, "attn_probs.1")

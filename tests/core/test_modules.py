@@ -92,6 +92,10 @@ def test_what_stands_beside_compiled_modules_is_read() -> None:
 def test_points_of_a_compiled_transformer_are_refused_too() -> None:
     net = tiny.llama()
     net.compile(backend="eager")
+    try:
+        net(torch.tensor([[1, 2, 3]]))
+    except NameError:
+        pytest.skip("torch 2.6 cannot compile what transformers 5.16 decorates")
     m = ak.open(net, tokenizer=tiny.tokenizer())
     with pytest.raises(SiteError, match=r"resid_post\.1 cannot be met: the network is compiled"):
         m.run(tiny.PROMPTS, record="resid_post.1")
@@ -150,6 +154,8 @@ def test_offloaded_weights_run_as_they_do_in_memory(architecture: str) -> None:
     assert stamp(m)["weights"] is None
 
 
+# earlier than 5.24, transformers says so of every offloaded network
+@pytest.mark.filterwarnings("ignore:You are calling .generate:UserWarning")
 def test_an_offloaded_language_model_generates_and_sweeps() -> None:
     net, edit = tiny.llama(), ak.scale("resid_post.1", 1.1)
     plain = ak.open(net, tokenizer=tiny.tokenizer())
