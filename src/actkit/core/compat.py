@@ -12,7 +12,6 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import nn
 
 from actkit.core.errors import InputError
