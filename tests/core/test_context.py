@@ -383,6 +383,47 @@ def test_generate_twice_on_one_cache(m: Model) -> None:
         assert torch.equal(chat(), want)
 
 
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"num_return_sequences": 2}])
+@pytest.mark.parametrize("tokens", ["prompt", "generated", "last"])
+def test_a_prompt_of_embeddings(m: Model, settings: dict[str, int], tokens: str) -> None:
+    """It is told as ids are: by `generate`, or by who feeds it."""
+    ragged = inputs(m)
+    given = {
+        "inputs_embeds": network(m).get_input_embeddings()(ragged["input_ids"]).detach(),
+        "attention_mask": ragged["attention_mask"],
+    }
+    more = {**settings, "do_sample": "num_return_sequences" in settings, "pad_token_id": 0}
+    edit = add(tokens=tokens)
+
+    def write(x: Tensor, n: int) -> Tensor:
+        if n or tokens == "prompt":
+            return x if (n > 0) == (tokens == "prompt") else x + VECTOR
+        return torch.cat([x[:, :-1], x[:, -1:] + VECTOR * (tokens == "last")], 1)
+
+    def written() -> Tensor:
+        torch.manual_seed(3)
+        out: Tensor = network(m).generate(**given, **more, max_new_tokens=NEW)
+        return out
+
+    with torch.no_grad(), by_hand(m, write):
+        want = written()
+    with torch.no_grad(), m.edited([edit]):
+        assert torch.equal(written(), want)
+    assert not torch.equal(want, written())
+
+    def two_passes() -> Tensor:
+        out = network(m)(**given, use_cache=True)
+        longer = nn.functional.pad(given["attention_mask"], (0, 1), value=1)
+        token = {"input_ids": torch.tensor([[5], [6], [7]]), "attention_mask": longer}
+        past = cache_keywords(network(m), output_cache(out))
+        return network(m)(**token, **past).logits  # type: ignore[no-any-return]
+
+    with torch.no_grad(), by_hand(m, write):
+        logits = two_passes()
+    with torch.no_grad(), m.edited([edit], prompt=given):
+        assert torch.equal(two_passes(), logits)
+
+
 # ---- loops of the user's own ----------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import io
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -152,11 +153,20 @@ def test_a_task_that_begins_inside_is_inside(m: Model) -> None:
 # ---- copies ---------------------------------------------------------------------------------
 
 
-def test_a_copy_made_inside_is_clean(m: Model) -> None:
+def reopened(net: nn.Module) -> Any:
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, reopened])
+def test_a_copy_made_inside_is_clean(m: Model, copied: Callable[[nn.Module], Any]) -> None:
+    """Whatever makes it: `deepcopy`, or a file of the whole module."""
     plain, before = logits(m.module, m), tiny.state(m.module)
     with m.edited(EDITS):
         edited = logits(m.module, m)
-        twin = copy.deepcopy(m.module)
+        twin = copied(m.module)
         assert torch.equal(logits(twin, m), plain)
         assert torch.equal(logits(m.module, m), edited)
     assert torch.equal(logits(twin, m), plain)

@@ -54,6 +54,7 @@ class ForwardContext:
         self._told: Told | None = None
         self._heard: Told | None = None
         self._tokens: Tensor | None = None
+        self._embeds: Tensor | None = None
         self._previous: Tensor | None = None
         self._length, self._offset = 0, 0
         self._known = True
@@ -130,14 +131,15 @@ class ForwardContext:
         ids = next((v for v in (*named, *args[:1]) if v is not None), None)
         is_ids = isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point()
         self._tokens = ids if is_ids else None
-        sequence = next((s for s in (self._tokens, embeds, first) if isinstance(s, Tensor)), None)
+        self._embeds = embeds if isinstance(embeds, Tensor) else None
+        sequence = next((s for s in (self._tokens, self._embeds, first) if s is not None), None)
         self.batch, has_tokens = 0, False
         if sequence is not None:
             self.batch = len(sequence) if sequence.dim() else 1
             self.device = sequence.device
             has_tokens = sequence.dim() == 2 + sequence.is_floating_point() and not self.frames
         self._length = sequence.shape[1] if has_tokens and sequence is not None else 0
-        self._is_sampling = self._tokens is None and embeds is None
+        self._is_sampling = self._tokens is None and self._embeds is None
 
     def _rows_for_each(self, told: Told | None) -> int:
         """Return how many rows run for each row of the prompt."""
@@ -149,20 +151,22 @@ class ForwardContext:
         """Say whether what was told is of this stack: by its ids, or by the number of tokens."""
         if told is None or goes_on:
             return told is not None
-        if told.tokens is None:  # of sound, say; what is told of samples is not of frames
+        prompt = told.tokens if told.embeds is None else told.embeds
+        if prompt is None:  # of sound, say; what is told of samples is not of frames
             counted = told.valid is None or told.valid.shape[1] == self._length
             return told.width is None and (counted or self.frames is not None)
-        width = told.tokens.shape[1]
-        if self._tokens is None:
+        width = prompt.shape[1]
+        fed = self._tokens if told.embeds is None else self._embeds
+        if fed is None:
             return self._length > 0 and (
                 told.pieces or self._length in (width, width + self._fed.virtual)
             )
-        own = told.tokens.to(self.device).repeat_interleave(self.each, 0)
+        own = prompt.to(self.device).repeat_interleave(self.each, 0)
         if self._length >= width:
-            return torch.equal(self._tokens[:, :width], own)
+            return torch.equal(fed[:, :width], own)
         # the prompt comes in pieces, or a cache holds its first columns already
         part = own[:, : self._length] if told.pieces else own[:, width - self._length :]
-        return torch.equal(self._tokens, part)
+        return torch.equal(fed, part)
 
     # ---- phase ------------------------------------------------------------------------------
 

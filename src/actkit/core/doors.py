@@ -2,10 +2,9 @@
 
 A door lets listeners wrap a method of one module (`forward`, `generate`), sets hooks, and lends the
 module another object under an attribute's name. All of it is seen by the thread or async task that
-asked for it and by no other, and a copy of the module is made without it.
+asked for it and by no other, and copies and pickles of the module are made without it.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,7 +22,7 @@ Listener = Callable[..., Any]
 
 _HERE: ContextVar[frozenset[object]] = ContextVar("actkit_here", default=frozenset())
 _LOCK = RLock()
-_DOOR = "_actkit_door"
+_DOOR, _REDUCE = "_actkit_door", "__reduce_ex__"
 _HOOKS = {
     "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
     "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
@@ -157,28 +156,20 @@ class Door:
     def _leave(self) -> None:
         self._uses -= 1
         if not self._uses:
-            for name in (_DOOR, "__deepcopy__"):
+            for name in (_DOOR, _REDUCE):
                 self._module.__dict__.pop(name, None)
 
-    def copy(self, memo: dict[int, Any]) -> Any:
-        """Return a deep copy of the module as it is without anything at its door."""
-        own = getattr(type(self._module), "__deepcopy__", None)
-        if own is not None:
-            return own(self._module, memo)
-        reduced: Any = self._module.__reduce_ex__(4)
-        make, given, state, *_ = reduced
-        new = make(*given)
-        memo[id(self._module)] = new
-        state = copy.deepcopy(self._clean(state), memo)
-        if hasattr(new, "__setstate__"):
-            new.__setstate__(state)
-        else:
-            new.__dict__.update(state)
-        return new
+    def reduce(self, protocol: Any) -> Any:
+        """Return what copies and pickles are made from: the module without anything at its door."""
+        reduced: Any = type(self._module).__reduce_ex__(self._module, protocol)
+        if not isinstance(reduced, tuple) or len(reduced) < 3 or not isinstance(reduced[2], dict):
+            return reduced  # of a class with a way of its own
+        make, given, state, *more = reduced
+        return (make, given, self._clean(state), *more)
 
     def _clean(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return a module's state without hooks of ours, and with what was lent given back."""
-        state = {k: v for k, v in state.items() if k not in (_DOOR, "__deepcopy__")}
+        state = {k: v for k, v in state.items() if k not in (_DOOR, _REDUCE)}
         for name, before in self._lent.items():
             if before is _ABSENT:
                 state.pop(name, None)
@@ -202,5 +193,5 @@ def door(module: nn.Module) -> Door:
         own = module.__dict__.get(_DOOR)
         if own is None:
             own = module.__dict__[_DOOR] = Door(module)
-            module.__dict__["__deepcopy__"] = own.copy
+            module.__dict__[_REDUCE] = own.reduce
         return own

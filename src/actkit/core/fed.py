@@ -1,6 +1,6 @@
 """What was fed to a stack before: by whom it is told, and on which cache it was fed.
 
-Shapes: B batch, T tokens, P tokens that a cache holds.
+Shapes: B batch, T tokens, D width, P tokens that a cache holds.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,6 +21,7 @@ class Told:
 
     Attributes:
         tokens: (B, T) ids; None if the prompt is of another kind.
+        embeds: (B, T, D) embeddings, where they are the prompt.
         valid: (B, T) bool, False on padding; None if nothing is said.
         past: (B, P) validity of tokens that a cache among the arguments holds; None if there is
             no such cache, or nothing is known of it.
@@ -34,6 +35,7 @@ class Told:
     """
 
     tokens: Tensor | None = None
+    embeds: Tensor | None = None
     valid: Tensor | None = None
     past: Tensor | None = None
     width: int | None = None

@@ -20,17 +20,23 @@ ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit
 
 def told_by_run(batch: Batch) -> Told:
     """Return what is told of one pass over a batch."""
-    return Told(batch.tokens, batch.valid, batch.past, rows=batch.num_samples)
+    return Told(batch.tokens, valid=batch.valid, past=batch.past, rows=batch.num_samples)
 
 
 def told_by_user(batch: Batch) -> Told:
     """Return what a user tells of a loop of their own: its prompt, which is fed first."""
-    if batch.tokens is None:
-        raise EditError("a prompt that is told must be token ids, text or a batch with input_ids")
+    embeds = batch.kwargs.get("inputs_embeds") if batch.tokens is None else None
+    prompt = batch.tokens if embeds is None else embeds
+    if prompt is None:
+        raise EditError(
+            "a prompt that is told must be token ids, text or a batch with input_ids or "
+            "inputs_embeds"
+        )
     return Told(
         batch.tokens,
-        batch.valid,
-        width=batch.tokens.shape[1],
+        embeds=embeds,
+        valid=batch.valid,
+        width=prompt.shape[1],
         rows=batch.num_samples,
         pieces=True,
         turns=True,
@@ -63,6 +69,7 @@ def told_by_generate(module: nn.Module, args: tuple[Any, ...], given: Mapping[st
     fits = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape == (len(main), width)
     return Told(
         tokens=ids if embeds is None else None,
+        embeds=embeds,
         valid=mask.bool() if fits and isinstance(mask, Tensor) else None,
         width=width,
         rows=len(main),
