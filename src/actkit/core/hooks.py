@@ -280,7 +280,7 @@ class Hooks(Guest):
         last = logits[:, -1] if logits.dim() > 2 else logits
         if (broken := last.isnan().reshape(len(last), -1).any(-1)).any():
             edited = [t for t in self._taps if t.edits]
-            lost = [t for t in edited if t.finite is not None and not t.finite]
+            lost = [t for t in edited if t.unfinite is not None and t.unfinite.isnan()]
             first = f"at {lost[0].site.name}" if lost else f"after {edited[-1].site.name}"
             raise EditError(
                 f"edits must leave the logits numbers, got NaN{self._at_step()} in "
@@ -297,14 +297,12 @@ class Hooks(Guest):
 
         Stacks may share a module (T5's embeddings), so while others run a stack's taps wait.
         """
-        stack, running = tap.site.stack, [name for name in self._inside if name]
-        own = stack is None or not running or f"stack {stack.name}" in running
+        own = tap.stack is None or tap.stack in self._inside or not any(self._inside)
         return own and tap.site.place.call in (None, call)
 
     def _context(self, tap: Tap) -> ForwardContext:
-        stack = tap.site.stack
-        if stack is not None:
-            return self.contexts[f"stack {stack.name}"]
+        if tap.stack is not None:
+            return self.contexts[tap.stack]
         # a module's path lies in the innermost stack that runs; behind it, in what began first
         return self.contexts[self._inside[-1] if self._inside else self._latest]
 

@@ -3,7 +3,9 @@
 Shapes: B batch, T tokens, H heads, K head width, D width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from torch import Tensor
 
@@ -81,7 +83,7 @@ def rows_first(x: Tensor, axes: str) -> Tensor:
     Without axes the tensor stays as it is.
     """
     order, places = _order(axes)
-    x = x if order == sorted(order) else x.permute(order)
+    x = x if _is_in_order(axes) else x.permute(order)
     if axes and places == 0:
         return x[:, None]
     return x.flatten(1, places) if places > 1 else x
@@ -93,7 +95,8 @@ def rows_back(rows: Tensor, axes: str, like: Tensor) -> Tensor:
     Kernels sum in another order where memory is ordered otherwise, and round otherwise.
     """
     order, _ = _order(axes)
-    if not axes:
+    same = rows.shape == like.shape and rows.stride() == like.stride()
+    if not axes or (same and _is_in_order(axes)):
         return rows
     x = rows.reshape([like.shape[i] for i in order]).permute(_inverse(order))
     strides = like.stride()
@@ -102,13 +105,21 @@ def rows_back(rows: Tensor, axes: str, like: Tensor) -> Tensor:
     return flat.view([like.shape[i] for i in outermost]).permute(_inverse(outermost))
 
 
-def _inverse(order: list[int]) -> list[int]:
+def _inverse(order: Sequence[int]) -> list[int]:
     return [order.index(i) for i in range(len(order))]
 
 
-def _order(axes: str) -> tuple[list[int], int]:
+@cache
+def _order(axes: str) -> tuple[tuple[int, ...], int]:
     """Return the axes in the order samples, places, units, and how many of them are places."""
     samples = [i for i, a in enumerate(axes) if a == "B"]
     places = [i for i, a in enumerate(axes) if a in "TZYX"]
     units = [i for i, a in enumerate(axes) if a not in "BTZYX"]
-    return [*samples, *places, *units], len(places)
+    return (*samples, *places, *units), len(places)
+
+
+@cache
+def _is_in_order(axes: str) -> bool:
+    """Say whether samples come first and units last."""
+    order, _ = _order(axes)
+    return order == tuple(range(len(order)))

@@ -390,6 +390,8 @@ def _extent(value: Tensor, num_axes: int) -> tuple[int, ...]:
 
 def spread(value: Tensor, x: Tensor) -> Tensor:
     """Return a (D,), (B, D) or (B, T, D) value so that it broadcasts against (B, T, D)."""
+    if value.dim() <= x.dim() - 2 and value.shape == x.shape[x.dim() - value.dim() :]:
+        return value
     lead = value.dim() - (x.dim() - 2)
     value = value.unsqueeze(1) if lead == 1 else value
     sizes = zip(reversed(value.shape), reversed(x.shape), strict=False)

@@ -24,10 +24,17 @@ class Tap:
     read: Read | None = None
     fired: bool = False
     acted: set[int] = field(default_factory=set)
-    finite: Tensor | None = None
+    unfinite: Tensor | None = None  # NaN if a value was not finite, 0 otherwise
     calls: int = 0
     _ready: list[Edit] | None = None
+    _met: tuple[torch.Size, int] | None = None
+    _axes: str = ""  # of a tensor of the shape, and in a batch of the size, that was met last
     _copy: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Note under which name the pass of the site's stack is known."""
+        own = self.site.stack
+        self.stack = None if own is None else f"stack {own.name}"
 
     def pass_on(self, raw: Tensor, context: ForwardContext, first: bool = True) -> Tensor:
         """Edit and, in a module's first call, read; return the tensor that flows on."""
@@ -80,7 +87,10 @@ class Tap:
         return x, self._put(raw, x, batch)
 
     def _edited(self, x: Tensor, context: ForwardContext) -> Tensor:
-        axes = axes_for_edits(self.site, x, self.edits, context.batch)
+        met = (x.shape, context.batch)
+        if self._met != met:
+            self._met, self._axes = met, axes_for_edits(self.site, x, self.edits, context.batch)
+        axes = self._axes
         rows = given = rows_first(x, axes)
         context = context.whole() if axes in ("BD", "BC") else context
         if not torch.is_grad_enabled() and any(e.block is not None for e in self.edits):
@@ -90,7 +100,7 @@ class Tap:
             if new is not rows or edit.operation.may_rest:
                 self.acted.add(i)
             rows = new
-        self.finite = rows.isfinite().all()
+        self.unfinite = (rows * 0).sum()
         return x if rows is given else rows_back(rows, axes, x)
 
     def _fitted(self, rows: Tensor, axes: str) -> list[Edit]:

@@ -32,6 +32,8 @@ def main_input(path: str, given: Mapping[int | str, Any]) -> Chain:
 
 def main_output(output: Any) -> Chain:
     """Return the way to the main tensor of what a module returned: itself, or its first item."""
+    if isinstance(output, Tensor):
+        return ()
     if isinstance(output, tuple | list) and output and not isinstance(output, PackedSequence):
         return (0, *main_output(output[0]))
     named = output if isinstance(output, Mapping) else _fields(output)
