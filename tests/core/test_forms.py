@@ -319,3 +319,16 @@ def test_items_of_outputs_are_counted(m: Model) -> None:
     assert_close(moved, net.lm_head(hidden * 2))
     with pytest.raises(SiteError, match=r"layers\.0:out has no item 0, it is a tensor: leave \.0"):
         m.run(rows, record="model.layers.0:out.0")
+
+
+@pytest.mark.parametrize("given", [b"w1 w2", bytearray(b"w1"), memoryview(b"w1")])
+def test_bytes_are_no_token_ids(given: Any) -> None:
+    """Each is a sequence of whole numbers, which a large vocabulary would take for tokens."""
+    with pytest.raises(InputError, match="got bytes: decode them first"):
+        tiny.model().run(given)
+
+
+@pytest.mark.parametrize("given", [torch.ones(1, 3), np.ones((1, 3)), torch.ones(1, 3, 48)])
+def test_numbers_with_a_point_are_no_token_ids(given: Any) -> None:
+    with pytest.raises(InputError, match=r"must be whole numbers, got torch\.float"):
+        tiny.model().run(given)

@@ -12,7 +12,7 @@ from torch import nn
 import actkit as ak
 from actkit.core.control_vector import save_gguf
 from actkit.core.edit import as_edits
-from actkit.core.errors import EditError, InputError
+from actkit.core.errors import EditError, InputError, SiteError
 from actkit.core.lower import bake, save_peft
 from actkit.core.model import Model
 from actkit.core.operations import Add
@@ -211,3 +211,21 @@ def test_sites_of_a_network_without_a_table() -> None:
     lines = str(ak.open(net).sites()).splitlines()
     assert lines[0] == "70 sites" and lines[-1].strip() == "and 10 more"
     assert len(lines) == 62
+
+
+def test_a_site_stands_for_its_name(m: Model, tmp_path: Path) -> None:
+    sites = m.sites("resid_post.*")
+    assert list(m.run(tiny.PROMPTS, record=sites)) == [s.name for s in sites]
+    one: Any = sites[1]
+    assert list(m.run(tiny.PROMPTS, record=one)) == ["resid_post.1"]
+    edit = ak.add(one, V, 0.5)
+    assert torch.equal(logits(m, edit), logits(m, EDIT))
+    ak.save_edits(tmp_path / "edit.safetensors", [edit])
+    (loaded,) = ak.load_edits(tmp_path / "edit.safetensors")
+    assert loaded.site == "resid_post.1"
+
+
+@pytest.mark.parametrize("given", [3, None, [None], [["resid_post.1"]]])
+def test_what_names_no_site_is_told(m: Model, given: Any) -> None:
+    with pytest.raises(SiteError, match="asked for by name or pattern, got"):
+        m.run(tiny.PROMPTS, record=given)

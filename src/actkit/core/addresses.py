@@ -7,6 +7,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
@@ -132,10 +133,10 @@ class Addresses:
         ]
         return Sites(known if self._sites else self._modules("*:out"))
 
-    def find(self, names: str | Sequence[str]) -> list[Site]:
+    def find(self, names: str | Site | Sequence[str | Site]) -> list[Site]:
         """Return the sites that names and patterns mean, in their order, each once."""
         found: dict[str, Site] = {}
-        for name in [names] if isinstance(names, str) else names:
+        for name in _names(names):
             for site in self._find(name):
                 found.setdefault(site.name, site)
         for site in found.values():
@@ -275,3 +276,13 @@ class Addresses:
 def _num_heads(site: Site) -> int:
     number = (site.shape or ())[1 if "S" in site.axes else 2]
     return int(number)
+
+
+def _names(given: Any) -> list[str]:
+    """Return names as a list; a site is named by itself."""
+    listed = [given] if isinstance(given, str | Site) or not isinstance(given, Iterable) else given
+    names = [each.name if isinstance(each, Site) else each for each in listed]
+    for name in names:
+        if not isinstance(name, str):
+            raise SiteError(f"sites are asked for by name or pattern, got {type(name).__name__}")
+    return names

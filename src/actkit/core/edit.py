@@ -51,6 +51,11 @@ class Edit:
     where: Where = field(default_factory=Where)
     block: slice | None = None
 
+    def __post_init__(self) -> None:
+        """Keep a site that was given as such by its name."""
+        if isinstance(self.site, Site):
+            object.__setattr__(self, "site", self.site.name)
+
     def __repr__(self) -> str:
         """Return one line: what is done, where, tensors by shape and norm."""
         where = "" if self.where.everywhere else f"; where {self.where}"

@@ -35,10 +35,12 @@ def as_list(inputs: Any) -> Sequence[Any] | None:
     Text alone is one input; columns of data frames, arrays of text and tuples of text hold many.
 
     Raises:
-        InputError: A whole data frame, whose columns are not alike.
+        InputError: A whole data frame, whose columns are not alike, or bytes.
     """
     if isinstance(inputs, str):
         return [inputs]
+    if isinstance(inputs, bytes | bytearray | memoryview):  # they would pass for token ids
+        raise InputError("a prompt must be text, got bytes: decode them first")
     if hasattr(inputs, "iterrows") or hasattr(inputs, "iter_rows"):
         raise InputError(
             f"inputs must be one column of a data frame, got all of {list(inputs.columns)}: "

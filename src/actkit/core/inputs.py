@@ -244,6 +244,11 @@ class Encoder:
         if name == "input_ids" and not array.is_floating_point() and array.dim() in (1, 2):
             ids = torch.atleast_2d(array).long()  # type: ignore[no-untyped-call]
             return self._given((), {"input_ids": ids})
+        if array.is_floating_point() and self._calls.reads_ids:
+            raise InputError(
+                f"token ids must be whole numbers, got {array.dtype} of shape "
+                f"{tuple(array.shape)}: give embeddings as {{'inputs_embeds': ...}}"
+            )
         if array.dtype == torch.uint8 and array.dim() == 4 and self._processor is not None:
             return self._media(list(array))
         if array.dtype == torch.uint8 and name == "pixel_values":  # it would be cast, not scaled

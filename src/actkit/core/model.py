@@ -36,7 +36,7 @@ from actkit.core.told import generation_settings, told_by_run, told_by_user
 if TYPE_CHECKING:
     from actkit.store import Store
 
-Names = str | Sequence[str]
+Names = str | Site | Sequence[str | Site]
 
 
 class Model:

@@ -131,6 +131,11 @@ class TokenCalls:
                 return module.padding_idx
         return None
 
+    @cached_property
+    def reads_ids(self) -> bool:
+        """Say whether the network's first argument is token ids."""
+        return next(iter(inspect.signature(self.inner.forward).parameters), "") == "input_ids"
+
     def check(self, length: int, lowest: int, highest: int) -> None:
         """Refuse rows of tokens that are too long, or hold unknown ones."""
         most = self.context_length()

@@ -62,7 +62,7 @@ class Job:
 
     model: "Model"
     data: Any
-    record: str | Sequence[str]
+    record: str | Site | Sequence[str | Site]
     to: Path
     batch_size: int = 8
     dtype: str = "bfloat16"
@@ -72,7 +72,8 @@ class Job:
 
     def sites(self) -> list[Site]:
         """Return the sites that are meant, each once."""
-        patterns = [self.record] if isinstance(self.record, str) else self.record
+        given = [self.record] if isinstance(self.record, str | Site) else self.record
+        patterns = [each.name if isinstance(each, Site) else each for each in given]
         found = {site.name: site for pattern in patterns for site in self.model.sites(pattern)}
         if not found:
             raise StoreError("a harvest records at least one site, got none")
@@ -161,7 +162,7 @@ PATIENCE = 60.0
 def harvest(
     model: "Model",
     data: Any,
-    record: str | Sequence[str],
+    record: str | Site | Sequence[str | Site],
     to: str | os.PathLike[str],
     engine: str | Ray = "local",
     **settings: Any,
