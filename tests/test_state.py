@@ -39,7 +39,6 @@ def task(m: Model, length: int, seed: int) -> Task:
     corrupt[:, 0] = 2 + (clean[:, 0] - 1 + seed) % 9
     corrupt[:, 2] = 2 + (clean[:, 2] + 1) % 9
     logits = m.run(clean, logits=True).logits
-    assert logits is not None
     return Task(clean, corrupt, logits[:, -1].argmax(-1), logits[:, -1].argmin(-1), name="mine")
 
 

@@ -40,7 +40,6 @@ def test_it_knows_what_it_is_known_to_know(
 def test_it_is_a_base_model_that_completes(gemma: Model) -> None:
     """It goes on writing where an instructed model answers: " Paris" is third after "is"."""
     rec = gemma.run("The capital of France is", logits=True)
-    assert rec.logits is not None
     probs_V, order_V = rec.logits[0, -1].softmax(-1).sort(descending=True)
     paris = gemma.tokenizer(" Paris", add_special_tokens=False)["input_ids"]
     assert order_V[:3].tolist().index(*paris) == 2
@@ -96,7 +95,7 @@ def test_outputs_keep_every_bit(gemma: Model) -> None:
     with torch.no_grad():
         want = gemma.module(**batch.kwargs).logits
     with_all = gemma.run(TEXTS, record=["*.1?", "attn_probs.*", "z.*"], logits=True)
-    assert with_all.logits is not None and torch.equal(with_all.logits, want)
+    assert torch.equal(with_all.logits, want)
 
 
 @pytest.mark.slow

@@ -49,7 +49,6 @@ def naive(
     for _ in range(new):
         edits = edit_at(torch.arange(len(ids)), length)
         logits = m.run([ids], edits=edits, logits=True).logits
-        assert logits is not None
         all_logits.append(logits[0, -1])
         ids.append(int(logits[0, -1].argmax()))
     return ids[length:], torch.stack(all_logits)

@@ -20,7 +20,6 @@ CHANNEL, BLOCK = 507, 11  # of the massive activation, and the block that writes
 def surprise(m: Model, *edits: Edit) -> float:
     """Return the mean negative log-likelihood of the texts' tokens, in nats."""
     rec = m.run(TEXTS, edits=edits, logits=True)
-    assert rec.logits is not None
     logs_BT = rec.logits[:, :-1].log_softmax(-1).gather(-1, rec.rows.token[:, 1:, None])[..., 0]
     return float(-logs_BT[rec.rows.valid[:, :-1]].mean())
 
@@ -50,7 +49,7 @@ def test_outputs_keep_every_bit_on_a_real_model(smollm2: Model) -> None:
     with torch.no_grad():
         want = smollm2.module(**batch.kwargs).logits
     with_all = smollm2.run(TEXTS, record=["*.1?", "attn_probs.*", "z.*"], logits=True)
-    assert with_all.logits is not None and torch.equal(with_all.logits, want)
+    assert torch.equal(with_all.logits, want)
 
 
 PAIRS = [("Mary", "John"), ("Tom", "James"), ("Anna", "Sarah"), ("David", "Paul"), ("John", "Anna")]

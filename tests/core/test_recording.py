@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, N rows, D width.
 import pytest
 import torch
 
-from actkit.core.errors import SiteError
+from actkit.core.errors import InputError, SiteError
 from actkit.core.model import Model
 from actkit.core.recording import Recording, Rows
 from tests.core import tiny
@@ -106,3 +106,12 @@ def test_flat_rows_of_pictures_are_their_pixels() -> None:
     acts_NC, rows = rec.flat("0:out")
     assert acts_NC.shape == (40, 3) and len(rows) == 40
     assert torch.equal(acts_NC[20 + 2 * 4 + 3], x[1, :, 2, 3])
+
+
+def test_logits_that_were_not_asked_for_are_an_error() -> None:
+    m = tiny.model()
+    rec = m.run(tiny.PROMPTS, record="resid_post.0")
+    assert not rec.has_logits
+    with pytest.raises(InputError, match="run with logits=True"):
+        _ = rec.logits
+    assert m.run(tiny.PROMPTS, logits=True).has_logits

@@ -56,12 +56,12 @@ def test_outputs_keep_every_bit_whatever_is_recorded(
     want = own_logits(m)
     with tiny.untouched(m.module):
         rec = m.run(tiny.PROMPTS, record=EVERYTHING, logits=True, grad=grad)
-    assert rec.logits is not None and torch.equal(rec.logits, want)
+    assert torch.equal(rec.logits, want)
     assert torch.equal(rec["logits"], want)
     for name in EVERYTHING:
         for site in m.sites(name):
             one = m.run(tiny.PROMPTS, record=site.name, logits=True, grad=grad)
-            assert one.logits is not None and torch.equal(one.logits, want), site.name
+            assert torch.equal(one.logits, want), site.name
 
 
 def test_another_networks_outputs_keep_every_bit() -> None:
@@ -71,9 +71,9 @@ def test_another_networks_outputs_keep_every_bit() -> None:
     m = Model(net)
     for names in (["*:in"], ["*:out"], ["*:in", "*:out"], []):
         rec = m.run(x, record=names, logits=True)
-        assert rec.logits is not None and torch.equal(rec.logits, want)
+        assert torch.equal(rec.logits, want)
     grads = m.run(x, record=["conv?:out", "bn:out", "relu:out"], logits=True, grad=True)
-    assert grads.logits is not None and torch.equal(grads.logits, want)
+    assert torch.equal(grads.logits, want)
 
 
 def test_recorded_states_equal_the_networks_own(m: Model) -> None:
@@ -163,7 +163,7 @@ def test_edits_reach_networks_that_overwrite_in_place() -> None:
 
 def test_nothing_to_record_returns_the_networks_output(m: Model) -> None:
     rec = m.run(tiny.PROMPTS)
-    assert len(rec) == 0 and rec.logits is None
+    assert len(rec) == 0 and not rec.has_logits
     assert torch.equal(rec.output.logits, own_logits(m))
     assert m.run(tiny.PROMPTS, record=SITE).output is None
     assert rec.rows.valid.sum() == 15
@@ -339,12 +339,10 @@ def test_gradients_with_respect_to_what_was_recorded(frozen: bool) -> None:
     """The gradient at a site equals that of a shift which is added there."""
     with exact(frozen) as (m, target):
         rec = m.run(tiny.PROMPTS, record=RECORDED, logits=True, grad=True)
-        assert rec.logits is not None
         total = (rec.logits * target).sum()
         got = torch.autograd.grad(total, [rec[n] for n in RECORDED], retain_graph=True)
         for name, grad in zip(RECORDED, got, strict=True):
             alone = m.run(tiny.PROMPTS, record=name, logits=True, grad=True)
-            assert alone.logits is not None
             (own,) = torch.autograd.grad((alone.logits * target).sum(), alone[name])
             shift = torch.zeros_like(rec[name]).requires_grad_()
             rows = shift.transpose(1, 2) if "attn_probs" in name or "attn_scores" in name else shift
@@ -362,7 +360,6 @@ def test_gradients_in_a_network_that_overwrites_in_place() -> None:
     for frozen in (False, True):
         net.requires_grad_(not frozen)
         rec = m.run(x, record=["bn:out", "conv2:out"], logits=True, grad=True)
-        assert rec.logits is not None
         got = torch.autograd.grad(rec.logits[:, 1].sum(), [rec["bn:out"], rec["conv2:out"]])
         state = rec["conv2:out"].detach().clone().requires_grad_()
         want = torch.autograd.grad(net.head((state + 0.5).relu().mean((2, 3)))[:, 1].sum(), state)
@@ -373,7 +370,7 @@ def test_gradients_in_a_network_that_overwrites_in_place() -> None:
 
 def test_no_graph_is_kept_unless_asked(m: Model) -> None:
     rec = m.run(tiny.PROMPTS, record=["resid_post.*", "z.1"], logits=True)
-    assert rec.logits is not None and not rec.logits.requires_grad
+    assert not rec.logits.requires_grad
     assert not any(v.requires_grad for v in rec.values())
 
 
@@ -390,7 +387,6 @@ def test_a_wrapped_network_keeps_its_points(m: Model, delegate: bool) -> None:
         assert torch.equal(mine[site], its[site])
     edit = ak.set(SITE, 1.0)
     mine, its = (n.run(tiny.PROMPTS, edits=[edit], logits=True) for n in (m, wrapped))
-    assert mine.logits is not None and its.logits is not None
     assert torch.equal(mine.logits, its.logits)
 
 

@@ -98,7 +98,7 @@ def test_a_classifier_has_its_labels_at_one_position() -> None:
     want = []
     for edits in versions:
         logits = m.run(rows, edits=edits, logits=True).logits
-        assert logits is not None and logits.shape == (3, 5)
+        assert logits.shape == (3, 5)
         want.append(logits[:, 1] - logits[:, 3])
     assert_close(got, torch.stack(want))
     with pytest.raises(EditError, match="have no positions"):

@@ -179,3 +179,16 @@ def test_refusals_say_what_is_near_and_why(m: Model, name: str, message: str) ->
         m.sites(name)
     with pytest.raises(KeyError):
         m.sites(name)
+
+
+def test_a_site_by_its_name() -> None:
+    m = tiny.model()
+    site = m.site("blocks.1.hook_resid_post")
+    assert (site.canonical, site.point, site.layer, site.depth) == (
+        "resid_post.1", "resid_post", 1, 1
+    )  # fmt: skip
+    assert m.site("model.norm:out").layer is None
+    with pytest.raises(SiteError, match=r"'resid_post\.\*' must be one site, it matches 3"):
+        m.site("resid_post.*")
+    with pytest.raises(SiteError, match="final_norm stands in no layer"):
+        _ = m.site("final_norm").depth

@@ -60,7 +60,6 @@ def test_a_sweep_equals_one_run_a_variant(m: Model, batch: int, at: Any) -> None
     starts = [0, 4, 2]
     for v, edits in enumerate(every):
         logits = m.run(tiny.PROMPTS, edits=edits, logits=True).logits
-        assert logits is not None
         for b, start in enumerate(starts):
             index = slice(-1, None) if at == "last" else at
             own = logits[b, start:][index].reshape(-1, tiny.WORDS)
@@ -106,7 +105,6 @@ def test_right_padding_is_no_last_token(m: Model) -> None:
     got = m.sweep({"input_ids": ids, "attention_mask": mask}, [[]], gap)
     for b, row in enumerate(([1, 2, 3], [4, 5])):
         logits = m.run([row], logits=True).logits
-        assert logits is not None
         assert_close(got[0, b], gap(logits[:, -1:])[0], rtol=0, atol=1e-4)
 
 

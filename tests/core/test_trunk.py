@@ -90,7 +90,6 @@ def alone(m: Model, prompts: Any, every: list[list[Edit]], at: Any) -> Tensor:
     starts = [max(map(len, prompts)) - len(row) for row in prompts]
     for edits in every:
         logits = m.run(prompts, edits=edits, logits=True).logits
-        assert logits is not None
         rows = [logits[b, s:][slice(-1, None) if at == "last" else at]
                 for b, s in enumerate(starts)]  # fmt: skip
         found.append(total(torch.stack(rows)))
@@ -152,7 +151,6 @@ def test_gradients_pass_through_what_is_in_edits(name: str) -> None:
     want = vector.clone().requires_grad_()
     run = m.run(EVEN, edits=[ak.add("resid_post.1", want, where=ak.Where(tokens=-1))],
                 logits=True, grad=True)  # fmt: skip
-    assert run.logits is not None
     total(run.logits[:, -1:]).sum().backward()  # type: ignore[no-untyped-call]
     for v in learnt:
         assert v.grad is not None
@@ -190,7 +188,7 @@ def test_several_copies_go_on_from_one_block_with_edits_of_all_rows() -> None:
                  logits=True).logits  # fmt: skip
     assert want is not None
     close(got, want[:, -1:].repeat(2, 1, 1))
-    close(trunk.logits, m.run(EVEN, logits=True).logits[:, -1:])  # type: ignore[index]
+    close(trunk.logits, m.run(EVEN, logits=True).logits[:, -1:])
 
 
 def test_which_networks_share() -> None:

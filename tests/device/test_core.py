@@ -35,7 +35,7 @@ def models() -> tuple[Model, Model]:
 
 def last(model: Model, edits: Any, **settings: Any) -> Tensor:
     logits = model.run(PROMPTS, edits=edits, logits=True, **settings).logits
-    assert logits is not None and logits.device == next(model.module.parameters()).device
+    assert logits.device == next(model.module.parameters()).device
     return logits[:, -1].cpu()
 
 

@@ -27,7 +27,7 @@ UNRELATED = [
 def loss(model: Model, *edits: ak.Edit) -> float:
     """Return the mean negative log-likelihood of the text's tokens, in nats."""
     rec = model.run(TEXT, logits=True, edits=edits)
-    logits_TV = torch.as_tensor(rec.logits)[0, :-1].double()
+    logits_TV = rec.logits[0, :-1].double()
     return float(torch.nn.functional.cross_entropy(logits_TV, rec.rows.token[0, 1:]))
 
 

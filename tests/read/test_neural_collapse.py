@@ -119,7 +119,7 @@ def test_digits_collapse_past_zero_training_error(evidence: Evidence) -> None:
 
         def read(m: Model) -> tuple[float, NeuralCollapse]:
             rec = m.run(x_ND, record="3:out", logits=True)
-            right = float((torch.as_tensor(rec.logits).argmax(1) == y_N).double().mean())
+            right = float((rec.logits.argmax(1) == y_N).double().mean())
             weight, bias = map(m.module.get_parameter, ("4.weight", "4.bias"))
             return right, neural_collapse(rec["3:out"], y_N, weight, bias)
 

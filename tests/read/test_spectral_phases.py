@@ -150,7 +150,7 @@ def test_bigrams_are_compared_token_by_token() -> None:
     own = []
     for prompt in texts:
         ids = [int(word[1:]) for word in prompt.split()]
-        logits = torch.as_tensor(model.run(prompt, logits=True).logits)[0].softmax(-1)
+        logits = model.run(prompt, logits=True).logits[0].softmax(-1)
         own += [float(logits[t, ids[t + 1]]) for t in range(len(ids) - 1)]
     assert len(own) == len(pairs)
     expected = spearmanr(own, counted).statistic

@@ -52,7 +52,7 @@ def test_final_state_is_that_of_the_last_active_layer(model: Model, alpha: float
     site_BT = last_active(all_SBTD, alpha)
     held = all_SBTD.gather(0, site_BT[None, ..., None].expand_as(all_SBTD[:1]))[0]
     valid = rec.rows.valid
-    torch.testing.assert_close(rec.logits[valid], head(model, held)[valid], rtol=1e-5, atol=1e-5)  # type: ignore[index]
+    torch.testing.assert_close(rec.logits[valid], head(model, held)[valid], rtol=1e-5, atol=1e-5)
     assert alpha < 3 or (site_BT[valid] < tiny.LAYERS).any()
 
 
@@ -103,7 +103,7 @@ def test_edits_work_in_cached_generation_and_leave_nothing(model: Model) -> None
 def test_gradients_reach_the_held_state(model: Model) -> None:
     edits = SkipVoids(alpha=1.0).final_state(model)
     rec = model.run(PROMPTS[0], record="resid_pre.0", logits=True, edits=edits, grad=True)
-    (grad,) = torch.autograd.grad(torch.as_tensor(rec.logits).sum(), [rec["resid_pre.0"]])
+    (grad,) = torch.autograd.grad(rec.logits.sum(), [rec["resid_pre.0"]])
     assert grad.isfinite().all() and grad.any()
 
 
@@ -154,7 +154,7 @@ def test_states_of_another_kind_are_refused() -> None:
     model = Model(net, tiny.tokenizer())
     with without_layers(model, [1]):
         given = {"input_ids": torch.tensor([[1, 2, 3]]), "use_cache": False}
-        assert torch.as_tensor(model.run(given, logits=True).logits).isfinite().all()
+        assert model.run(given, logits=True).logits.isfinite().all()
         with pytest.raises(InputError, match="must cache keys and values, block 1 keeps Linear"):
             model.generate(PROMPTS[:1], max_new_tokens=3)
 

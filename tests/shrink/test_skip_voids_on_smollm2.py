@@ -28,7 +28,7 @@ def tokens(smollm2: Model) -> list[int]:
 
 def loss(model: Model, tokens: list[int], edits: list[Edit] | None = None) -> float:
     """Return the mean negative log-likelihood in nats."""
-    logits = torch.as_tensor(model.run([tokens], logits=True, edits=edits or []).logits)
+    logits = model.run([tokens], logits=True, edits=edits or []).logits
     return float(cross_entropy(logits[0, :-1].double(), torch.tensor(tokens[1:])))
 
 
@@ -46,7 +46,7 @@ def test_final_state_is_the_lens_of_the_last_active_layer(
         span_T = before.amax(1) - before.amin(1) if layer else 0
         last_T[steps_TL[:, layer] >= 0.8 * span_T] = layer + 1
     found = smollm2.run([tokens], logits=True, edits=SkipVoids(0.8).final_state(smollm2)).logits
-    found_TV, plain_TV = torch.as_tensor(found)[0], torch.as_tensor(rec.logits)[0]
+    found_TV, plain_TV = torch.as_tensor(found)[0], rec.logits[0]
     with torch.no_grad():
         lens_TV = net.lm_head(net.model.norm(states_STD[last_T, torch.arange(len(tokens))]))
     whole_T = last_T == NUM_LAYERS

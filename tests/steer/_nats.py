@@ -16,7 +16,6 @@ from actkit.core.model import Model
 def next_logs(model: Model, inputs: Any, edits: Sequence[ak.Edit] = ()) -> Tensor:
     """Return the (B, T, V) log-probabilities of what follows each token."""
     logits = model.run(inputs, edits=edits, logits=True).logits
-    assert logits is not None
     return logits.float().log_softmax(-1)
 
 

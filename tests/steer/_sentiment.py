@@ -20,7 +20,6 @@ OPENINGS = ak.data.openings("sentiment")
 def log_odds(model: Model, edits: Sequence[ak.Edit] = ()) -> float:
     """Return the mean log-odds of praise against blame after the openings (nats)."""
     logits = model.run([o.prompt for o in OPENINGS], edits=edits, logits=True).logits
-    assert logits is not None
     log_p_NV = logits[:, -1].log_softmax(-1)
     sides = (OPENINGS[0].toward, OPENINGS[0].away)
     plus, minus = (log_p_NV[:, _first(model, words)].logsumexp(-1) for words in sides)
@@ -31,7 +30,6 @@ def prose_loss(model: Model, edits: Sequence[ak.Edit] = ()) -> float:
     """Return the loss on prose (nats a token)."""
     batch_BT = _prose(model)
     logits = model.run(batch_BT, edits=edits, logits=True).logits
-    assert logits is not None
     log_p_BTV = logits[:, :-1].log_softmax(-1)
     return float(-log_p_BTV.gather(-1, batch_BT[:, 1:, None]).mean())
 

@@ -58,7 +58,6 @@ def test_written_tokens_are_steered_at_the_first_positions_only() -> None:
     assert not moved[0, 4:].any()
     logits = model.run(long, edits=edits, logits=True).logits
     bare = model.run(long, logits=True).logits
-    assert logits is not None
     assert bare is not None
     assert not torch.equal(logits[0, -1], bare[0, -1])
 
@@ -98,7 +97,7 @@ def test_the_stream_moves_by_the_vector_and_nowhere_else(evidence: Evidence) -> 
 
     same = ActAdd().fit(model, [("w1 w2 w3", "w1 w2 w3")]).edits(4.0)
     rest = [model.run(tiny.PROMPTS, edits=e, logits=True).logits for e in (same, [])]
-    change = (rest[0] - rest[1])[valid].abs().max()  # type: ignore[operator]
+    change = (rest[0] - rest[1])[valid].abs().max()
     evidence("logit change of a pair of equal prompts", measured=change, at_most=0.0)
 
 

@@ -310,7 +310,7 @@ def test_in_a_language_model(tmp_path: Path) -> None:
     prompts = ["w3 w7 w1 w8 w2", "w3 w7 w2", "w30 w1 w8 w7 w8 w3 w5"]
 
     def logits(edits: Any, given: list[str] = prompts) -> Tensor:
-        return torch.as_tensor(model.run(given, edits=edits, logits=True).logits)[:, -1]
+        return model.run(given, edits=edits, logits=True).logits[:, -1]
 
     held = [sorted(c.confidence) for c in own.reason(model, prompts)]
     assert held == [["eight", "nine", "seven"], ["seven"], ["eight", "nine", "seven"]]

@@ -109,7 +109,6 @@ def test_a_planted_circuit_moves_its_word_more_than_others(evidence: Evidence) -
     def said(prompts: Any, edits: Any = ()) -> float:
         """Mean log-probability of the concept's word."""
         logits = model.run(prompts, edits=edits, logits=True).logits
-        assert logits is not None
         return float(logits[:, -1].log_softmax(-1)[:, 20 + concept].mean())
 
     bare, told = said(plain), said(shown)

@@ -30,7 +30,7 @@ def ordinary_cache(model: Model, text: str) -> list[Tensor]:
 def vanilla(model: Model, demos: str, queries: list[str], join: str) -> Tensor:
     """Return the next token's log p where the network reads demonstrations and query at once."""
     texts = [f"{demos}{join}{q}" for q in queries]
-    return torch.as_tensor(model.run(texts, logits=True).logits)[:, -1].log_softmax(-1)
+    return model.run(texts, logits=True).logits[:, -1].log_softmax(-1)
 
 
 def by_hand(model: Model, ids: Tensor, steps: int, first: int) -> list[Tensor]:

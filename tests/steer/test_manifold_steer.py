@@ -251,7 +251,7 @@ def test_it_is_saved_and_steers_generation(
     assert one is not None and other is not None
     assert torch.equal(one, other)
     assert (other[:, -1].argmax(-1) != 1).all()
-    assert torch.equal(other[:, :-1], model.run(data[1], logits=True).logits[:, :-1])  # type: ignore[index]
+    assert torch.equal(other[:, :-1], model.run(data[1], logits=True).logits[:, :-1])
 
 
 def test_the_rest_counts_as_one_answer(

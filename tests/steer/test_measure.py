@@ -50,7 +50,6 @@ def test_next_logits_equal_a_run(minilm: Model) -> None:
 def test_perplexity_by_hand() -> None:
     model = tiny.model()
     logits = model.run("w1 w2 w3 w4", logits=True).logits
-    assert logits is not None
     loss = [-logits[0, i].log_softmax(-1)[t].item() for i, t in ((1, 3), (2, 4))]
     other = model.run("w7 w8", logits=True).logits
     assert other is not None
@@ -63,7 +62,6 @@ def test_forced_loss_is_that_of_one_pass_and_edits_act_as_while_writing() -> Non
     model = tiny.model()
     ids = torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]])
     logits = model.run({"input_ids": ids}, logits=True).logits
-    assert logits is not None
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert forced_loss(model, ids) == pytest.approx(expected.item(), rel=1e-5)
     last = [ak.add("resid_post.1", V, where=ak.Where(tokens="last"))]

@@ -21,7 +21,7 @@ IDS = torch.tensor([[5, 17, 3, 8, 42], [7, 30, 2, 61, 9]])
 
 
 def logits(model: Model, edits: Any, prompts: Any = PROMPTS) -> Tensor:
-    return torch.as_tensor(model.run(prompts, edits=edits, logits=True).logits)
+    return model.run(prompts, edits=edits, logits=True).logits
 
 
 def lens(model: Model, layer: int, prompts: Any, edits: Any = ()) -> Tensor:

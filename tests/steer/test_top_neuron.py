@@ -22,7 +22,6 @@ def test_it_is_the_neuron_of_the_largest_difference() -> None:
         where = ak.Where(tokens="last", units=[unit])
         edit = ak.add(f"mlp_hidden.{layer}", torch.tensor([step], dtype=torch.float64), where=where)
         logits = model.run(PROMPTS, edits=[edit], logits=True).logits
-        assert logits is not None
         return float(logits[:, -1].log_softmax(-1)[:, 17].mean())
 
     slopes = {

@@ -159,7 +159,6 @@ def test_saved_and_in_every_step_of_generate(tmp_path: Path) -> None:
     assert written == model.generate(tiny.PROMPTS, edits=mote.edits(-1.0), max_new_tokens=6)
     for prompt, text in zip(tiny.PROMPTS, written, strict=True):
         rec = model.run(f"{prompt} {text}", edits=loaded, logits=True)
-        assert rec.logits is not None
         ids = [f"w{i}" for i in rec.logits[0, -7:-1].argmax(-1).tolist()]
         assert ids == text.split()
 
@@ -278,13 +277,11 @@ def texts(ids: Tensor) -> list[str]:
 
 def refusal(model: Model, ids: Tensor, edits: Any = ()) -> float:
     logits = model.run(ids[:, : LENGTH + 1], edits=edits, logits=True).logits
-    assert logits is not None
     return float(logits[:, -1].softmax(-1)[:, REFUSE].mean())
 
 
 def perplexity(model: Model, ids: Tensor, edits: Any = ()) -> float:
     logits = model.run(ids, edits=edits, logits=True).logits
-    assert logits is not None
     return float(cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).exp())
 
 

@@ -21,7 +21,7 @@ PROMPTS = tiny.PROMPTS
 
 
 def logits(model: Model, edits: Any, prompts: Any = PROMPTS) -> Tensor:
-    return torch.as_tensor(model.run(prompts, edits=edits, logits=True).logits)[:, -1]
+    return model.run(prompts, edits=edits, logits=True).logits[:, -1]
 
 
 def test_vectors_are_the_differences_of_last_states() -> None:

@@ -121,7 +121,6 @@ def last(model: Model, texts: list[str], edits: list[ak.Edit]) -> Tensor:
     parts = []
     for start in range(0, len(texts), 12):
         logits = model.run(texts[start : start + 12], edits=edits, logits=True).logits
-        assert logits is not None
         parts.append(logits[:, -1].log_softmax(-1))
     return torch.cat(parts)
 

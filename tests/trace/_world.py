@@ -94,7 +94,7 @@ def trained(num_steps: int = 600, sharpen_from: int = 250, seed: int = 0) -> Any
         token_BT, answer_B = (torch.cat(x) for x in zip(*parts, strict=True))
         sharpen = step >= sharpen_from
         rec = model.run(token_BT, "z.*" if sharpen else (), logits=True, grad=True)
-        logits_BV = torch.as_tensor(rec.logits)[:, -1]
+        logits_BV = rec.logits[:, -1]
         loss = nn.functional.cross_entropy(logits_BV, answer_B)
         optimiser.zero_grad()
         (loss + 0.06 * spread(net, rec) if sharpen else loss).backward()  # type: ignore[no-untyped-call]

@@ -27,7 +27,6 @@ def m() -> Model:
 @pytest.fixture(scope="module")
 def task(m: Model) -> Task:
     logits = m.run(CLEAN, logits=True).logits
-    assert logits is not None
     return Task(CLEAN, CORRUPT, logits[:, -1].argmax(-1), logits[:, -1].argmin(-1))
 
 
@@ -52,7 +51,6 @@ def test_scores_equal_knocking_out_by_hand(
             "resample": x[rows],
         }[kind]
         logits = m.run(CLEAN, edits=[ak.set(part.site, value, part.where)], logits=True).logits
-        assert logits is not None
         lost = trial.clean_values - trial.metric(logits[:, -1:])
         assert float(scores[tuple(index)]) == pytest.approx(float(lost.mean()), abs=1e-4), part
 

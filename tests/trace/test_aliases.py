@@ -26,7 +26,6 @@ def m() -> Model:
 @pytest.fixture(scope="module")
 def task(m: Model) -> Task:
     logits = m.run(TOKENS, logits=True).logits
-    assert logits is not None
     best, worst = logits[:, -1].argmax(-1), logits[:, -1].argmin(-1)
     return Task(TOKENS, TOKENS.flip(1).roll(1, 1), best, worst, name="four tokens")
 

@@ -32,7 +32,6 @@ def test_a_planted_copy_head_is_found_alone(layer: int, evidence: Evidence) -> N
     assert found.attention == {"answer": pytest.approx(1)}
     parts = direct(first.on(m))
     logits = m.run(first.clean, logits=True).logits
-    assert logits is not None
     own = logits[:, -1].gather(1, torch.tensor([[3], [5]])) - logits[:, -1].mean(1, keepdim=True)
     error = (parts.total - own[:, 0]).abs().max()
     evidence("attributions less the logit", measured=error, at_most=1e-4)

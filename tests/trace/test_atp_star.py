@@ -32,7 +32,6 @@ def m(request: pytest.FixtureRequest) -> Model:
 
 def task_on(m: Model, rows: slice = slice(None)) -> Task:
     logits = m.run(CLEAN[rows], logits=True).logits
-    assert logits is not None
     best, worst = logits[:, -1].argmax(-1), logits[:, -1].argmin(-1)
     return Task(CLEAN[rows], CORRUPT[rows], best, worst)
 

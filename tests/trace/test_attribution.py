@@ -51,7 +51,6 @@ def test_parts_add_up_to_the_stream_and_the_logits(net: Any) -> None:
     stream_BD = m.run(tiny.PROMPTS, record=f"resid_post.{last}")[f"resid_post.{last}"][:, -1]
     torch.testing.assert_close(read.parts.stream, stream_BD, rtol=1e-4, atol=1e-4)
     logits = m.run(tiny.PROMPTS, logits=True).logits
-    assert logits is not None
     tokens, against = torch.tensor([5, 80, 33]), torch.tensor([6, 2, 33])
     for other, told in ((None, 0), (against, logits[range(3), -1, against]),
                         ("mean", logits[:, -1].mean(-1))):  # fmt: skip
@@ -64,7 +63,6 @@ def test_low_precision_adds_up_to_its_own_rounding() -> None:
     m = tiny.model(torch.bfloat16)
     found = readout(m, tiny.PROMPTS).attribute(torch.tensor([5, 80, 33]))
     logits = m.run(tiny.PROMPTS, logits=True).logits
-    assert logits is not None
     own = logits[range(3), -1, [5, 80, 33]].float()
     torch.testing.assert_close(found.total, own, rtol=0, atol=0.05 * float(logits.abs().max()))
 
@@ -73,7 +71,6 @@ def test_exact_on_smollm2(smollm2: Model) -> None:
     """Entry by entry, beside a massive activation in the first token's stream."""
     prompts = ["The capital of France is", "She put the key into the lock and turned it"]
     last = smollm2.run(prompts, record="resid_post.29", logits=True)
-    assert last.logits is not None
     for at in (-1, 0):
         read = readout(smollm2, prompts, at)
         first_B = (~last.rows.valid).sum(-1)

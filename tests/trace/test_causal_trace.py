@@ -31,7 +31,6 @@ def m() -> Model:
 @pytest.fixture(scope="module")
 def task(m: Model) -> Task:
     logits = m.run(CLEAN, logits=True).logits
-    assert logits is not None
     return Task(CLEAN, OTHER, logits[:, -1].argmax(-1), metric="probability")
 
 
@@ -47,7 +46,6 @@ def noise(m: Model, subject: list[int], seed: int) -> Tensor:
 
 def probability(m: Model, task: Task, edits: list[ak.Edit]) -> float:
     logits = m.run(CLEAN, edits=edits, logits=True).logits
-    assert logits is not None
     p = logits[:, -1].softmax(-1).gather(1, torch.as_tensor(task.answers)[:, None])
     return float(p.mean())
 

@@ -98,7 +98,6 @@ def accuracy(model: Model, heads: list[tuple[int, int]], key: int) -> float:
     trial = _shared_circuit.task("B").on(model)
     edits = set_attention(model, trial.clean, heads, [[key]] * len(trial)) if heads else []
     logits = model.run(trial.clean, edits=edits, logits=True).logits
-    assert logits is not None
     return float((trial.metric(logits[:, -1:]) > 0).float().mean())
 
 
@@ -147,7 +146,6 @@ def test_forced_name_movers_decide_whom_smollm2_names(smollm2: Model, evidence: 
     def forced(heads: list[tuple[int, int]], key: int) -> float:
         edits = set_attention(smollm2, trial.clean, heads, [[key]] * len(trial))
         logits = smollm2.run(trial.clean, edits=edits, logits=True).logits
-        assert logits is not None
         return float(trial.metric(logits[:, -1:]).mean())
 
     evidence("name movers", measured=len(movers), at_least=1)

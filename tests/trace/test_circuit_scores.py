@@ -28,7 +28,6 @@ def m() -> Model:
 @pytest.fixture(scope="module")
 def task(m: Model) -> Task:
     logits = m.run(CLEAN, logits=True).logits
-    assert logits is not None
     return Task(CLEAN, CORRUPT, logits[:, -1].argmax(-1), logits[:, -1].argmin(-1))
 
 
@@ -40,7 +39,6 @@ def by_hand(m: Model, task: Task, removed: set[tuple[int, int]]) -> float:
         for layer, head in removed
     ]
     logits = m.run(CLEAN, edits=edits, logits=True).logits
-    assert logits is not None
     return float(trial.metric(logits[:, -1:]).mean())
 
 

@@ -41,7 +41,6 @@ def test_importance_is_that_of_a_state_put_into_the_last_layer(m: Model, parts: 
     def log_p(x_BD: Tensor) -> Tensor:
         edit = ak.set(last, x_BD, ak.Where(tokens="last"))
         logits = m.run(CLEAN, edits=[edit], logits=True).logits
-        assert logits is not None
         return logits[:, -1].double().log_softmax(-1)[torch.arange(2), torch.tensor([7, 40])]
 
     net: Any = m.module

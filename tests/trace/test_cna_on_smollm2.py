@@ -22,7 +22,6 @@ def solved(model: Model) -> Task:
     prompts = [f"1 + 5 = 6, {a} + {b} = " for a, b in SUMS]
     answers = torch.tensor([model.tokenizer(str(a + b))["input_ids"][-1] for a, b in SUMS])
     logits = model.run(prompts, logits=True).logits
-    assert logits is not None
     right = (logits[:, -1].argmax(-1) == answers).nonzero()[:, 0].tolist()
     every = Task(prompts, prompts[1:] + prompts[:1], answers, metric="log probability")
     return every[right]

@@ -38,7 +38,7 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def task(model: Model) -> Task:
     """What the random network itself prefers for the clean prompts over the corrupt ones."""
-    sides = [model.run(s, logits=True).logits[:, -1] for s in (CLEAN, CORRUPT)]  # type: ignore[index]
+    sides = [model.run(s, logits=True).logits[:, -1] for s in (CLEAN, CORRUPT)]
     answers = (sides[0] - sides[1]).argmax(-1)
     wrong = (sides[1] - sides[0]).argmax(-1)
     better = sides[0].gather(1, answers[:, None]) - sides[0].gather(1, wrong[:, None])

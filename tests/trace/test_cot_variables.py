@@ -152,7 +152,6 @@ def test_latent_values_with_the_maps_of_the_network_are_its_tokens() -> None:
     read = latent.write(model, traces.index_fill(1, torch.tensor([6, 10]), COMMA), AT)
     for place, value in zip(AT.values(), read.mT, strict=True):
         logits = model.run(traces[:, :place], logits=True).logits
-        assert logits is not None
         traces[:, place] = logits[:, -1, :10].argmax(-1)
         assert torch.equal(value, traces[:, place])
     assert len(set(read[:, 1].tolist())) > 1

@@ -31,7 +31,6 @@ SUBJECTS = [f" {row.subject}" for row in ROWS]
 def log_p(m: Model, edits: list[ak.Edit]) -> tuple[Tensor, Tensor]:
     """Return logits and log-probabilities of the answers, (B,) each."""
     logits = m.run(PROMPTS, edits=edits, logits=True).logits
-    assert logits is not None
     index = torch.arange(len(PROMPTS)), first_tokens(m, ANSWERS)
     return logits[:, -1][index], logits[:, -1].log_softmax(-1)[index]
 
@@ -44,7 +43,6 @@ def test_heads_that_move_the_topic_and_a_last_layer_that_holds_back(
     found = factual_recall(smollm2, PROMPTS, SUBJECTS, ANSWERS)
     logit, bare = log_p(smollm2, [])
     logits = smollm2.run(PROMPTS, logits=True).logits
-    assert logits is not None
     mean = logits[:, -1].mean(-1)
     error = ((found.answer.total + mean - logit) / logit).abs().max()
     evidence("sum of all parts less the answer's logit (relative)", measured=error, at_most=1e-4)

@@ -47,7 +47,6 @@ def test_probabilities_are_the_lens_by_hand_at_every_token_asked() -> None:
         torch.testing.assert_close(found.prior_LN[layer, 2], p[1, 5, 5])
     last = functional_rift(m, tiny.PROMPTS, torch.tensor([1, 2, 3]), torch.tensor([4, 4, 4]))
     logits = m.run(tiny.PROMPTS, logits=True).logits
-    assert logits is not None
     torch.testing.assert_close(last.context_LN[-1], logits[:, -1].softmax(-1)[range(3), [1, 2, 3]])
 
 
@@ -55,7 +54,6 @@ def test_the_prior_is_what_follows_a_token_alone() -> None:
     m = tiny.model()
     for first, prompts in ((None, ["w9", "w4"]), (7, ["w7 w9", "w7 w4"])):
         logits = m.run(prompts, logits=True).logits
-        assert logits is not None
         best = logits[:, -1].argmax(-1)
         assert bigram_prior(m, torch.tensor([4, 9, 4]), first).tolist() == best[[1, 0, 1]].tolist()
 

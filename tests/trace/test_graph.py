@@ -42,7 +42,7 @@ def without(graph: Graph, receiver: str | None = None, sender: str | None = None
 
 
 def last(m: Model, inputs: Tensor, edits: list[ak.Edit] | None = None) -> Tensor:
-    return torch.as_tensor(m.run(inputs, edits=edits or [], logits=True).logits)[:, -1:]
+    return m.run(inputs, edits=edits or [], logits=True).logits[:, -1:]
 
 
 @SPLITS

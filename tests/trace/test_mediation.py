@@ -33,7 +33,6 @@ def m() -> Model:
 def probabilities(m: Model, edits: list[ak.Edit], ids: list[int]) -> Tensor:
     """Return the (B,) probabilities of a word after the corrupt prompts."""
     logits = m.run(CORRUPT, edits=edits, logits=True).logits
-    assert logits is not None
     return logits[:, -1].double().softmax(-1)[torch.arange(2), torch.tensor(ids)]
 
 
@@ -128,7 +127,6 @@ def test_an_adder_sums_in_its_last_tokens_mlps(adder: Model, evidence: Evidence)
     """
     prompts, results = sums()
     logits = adder.run(prompts, logits=True).logits
-    assert logits is not None
     right = (logits[:, -1].argmax(-1) == results).float().mean().item()
     evidence("share of the hundred sums right", measured=right, at_least=0.99)
     scores = Mediation("mlp")(adder, pairs(60))
@@ -168,7 +166,6 @@ def test_nothing_patched_has_no_effect_and_all_has_every(adder: Model, evidence:
     clean = trial.record("clean", parts)
     everything = [ak.swap(name, clean) for name in clean]
     logits = trial.record("corrupt", [], everything, logits=True).logits
-    assert logits is not None
     error = (logits[:, -1].softmax(-1) - trial.clean_logits[:, -1].softmax(-1)).abs().max()
     evidence("probabilities with every component patched, less the other prompt's",
              measured=error, at_most=1e-6)  # fmt: skip

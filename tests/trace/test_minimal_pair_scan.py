@@ -26,7 +26,7 @@ def m() -> Model:
 
 @pytest.fixture(scope="module")
 def task(m: Model) -> Task:
-    sides = [m.run(s, logits=True).logits[:, -1].log_softmax(-1) for s in (CLEAN, CORRUPT)]  # type: ignore[index]
+    sides = [m.run(s, logits=True).logits[:, -1].log_softmax(-1) for s in (CLEAN, CORRUPT)]
     return Task(CLEAN, CORRUPT, (sides[0] - sides[1]).argmax(-1), metric="log probability")
 
 
@@ -51,7 +51,6 @@ def test_scores_are_denoising_and_lie_in_their_intervals(m: Model, task: Task) -
     found, trial = minimal_pair_scan(m, task, "w33"), task.on(m)
     rec = m.run(CLEAN, record="z.1")
     logits = m.run(CORRUPT, edits=[ak.swap("z.1", rec, ak.Where(heads=4))], logits=True).logits
-    assert logits is not None
     value = trial.metric(logits[:, -1:])
     torch.testing.assert_close(found.patched_VB[tiny.HEADS + 4], value, atol=1e-5, rtol=1e-4)
     score = float((value.mean() - trial.corrupt_values.mean()) / trial.gap)

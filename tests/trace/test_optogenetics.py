@@ -28,7 +28,7 @@ DATA = TwoPairs(num_exemplars=13, blanks=2)
 
 
 def logits_of(model: Model, token_BT: Tensor, edits: Any = ()) -> Tensor:
-    return torch.as_tensor(model.run(token_BT, edits=list(edits), logits=True).logits)
+    return model.run(token_BT, edits=list(edits), logits=True).logits
 
 
 def wired() -> tuple[Model, Tensor]:
@@ -78,7 +78,7 @@ def test_clamped_patterns_are_exact_and_their_weights_rest(evidence: Evidence) -
             drawn.token_BT, ["attn_probs.0", "attn_probs.1"], edits, logits=True, grad=True
         )
         loss = nn.functional.cross_entropy(
-            torch.as_tensor(rec.logits)[:, -1], drawn.answer_B
+            rec.logits[:, -1], drawn.answer_B
         )  # fmt: skip
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -216,7 +216,7 @@ def test_a_perfect_copy_writes_the_labels_that_a_head_attends_to() -> None:
     model, token_BT = wired()
     edits = Optogenetics(token_BT).copy(1, 2, labels=(0, 1), gain=3.0)
     rec = model.run(token_BT, "attn_probs.1", edits, logits=True, grad=True)
-    pattern, logits = rec["attn_probs.1"][:, 2], torch.as_tensor(rec.logits)
+    pattern, logits = rec["attn_probs.1"][:, 2], rec.logits
     expected = torch.zeros_like(logits)
     for b, t, s in torch.cartesian_prod(*map(torch.arange, pattern.shape)).tolist():
         if token_BT[b, s] < 2:

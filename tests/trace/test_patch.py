@@ -26,7 +26,6 @@ def m() -> Model:
 @pytest.fixture(scope="module")
 def task(m: Model) -> Task:
     logits = m.run(CLEAN, logits=True).logits
-    assert logits is not None
     best, worst = logits[:, -1].argmax(-1), logits[:, -1].argmin(-1)
     return Task(CLEAN, CORRUPT, best, worst)
 
@@ -42,7 +41,6 @@ def test_scores_equal_patching_by_hand(m: Model, task: Task, parts: str, directi
 
     def mean(edits: list[ak.Edit], prompts: list[str]) -> float:
         logits = m.run(prompts, edits=edits, logits=True).logits
-        assert logits is not None
         return float(trial.metric(logits[:, -1:].double()).mean())
 
     own, other = mean([], sides[1]), mean([], sides[0])
@@ -62,7 +60,6 @@ def test_a_window_patches_the_layers_around_together(m: Model, task: Task) -> No
         around = [b for b in (layer - 1, layer, layer + 1) if 0 <= b < tiny.LAYERS]
         edits = [ak.swap(f"attn_out.{b}", rec) for b in around]
         logits = m.run(CORRUPT, edits=edits, logits=True).logits
-        assert logits is not None
         assert scores[layer] == pytest.approx(
             float(trial.recovery(trial.metric(logits[:, -1:]))), abs=1e-4
         )

@@ -31,13 +31,11 @@ def task(m: Model) -> Task:
 
 def best(m: Model, texts: list[str], largest: bool = True) -> Tensor:
     logits = m.run(texts, logits=True).logits
-    assert logits is not None
     return logits[:, -1].argmax(-1) if largest else logits[:, -1].argmin(-1)
 
 
 def last(m: Model, edits: list[ak.Edit]) -> Tensor:
     logits = m.run(CLEAN, edits=edits, logits=True).logits
-    assert logits is not None
     return logits[:, -1:]
 
 

@@ -108,7 +108,6 @@ def test_pairs_of_several_lengths_compare_heads_alone() -> None:
     ends = ["w2 w3", "w2 w3 w4", "w7 w3 w2 w8"] * 2
     sides = [f"w1 {end}" for end in ends], [f"w{5 + i} {end}" for i, end in enumerate(ends)]
     logits = m.run(sides[0], logits=True).logits
-    assert logits is not None
     best, worst = logits[:, -1].argmax(-1), logits[:, -1].argmin(-1)
     task = Task(*sides, best, worst)
     assert len(set(task[[0, 1, 2]].on(m).valid("clean").sum(-1).tolist())) == 3

@@ -91,7 +91,7 @@ def test_no_value_changes_and_all_is_put_back(net: str, rule: str) -> None:
         with propagating(m, [rule]) as edits:
             ruled = m.run(CLEAN, record="resid_post.*", edits=edits, logits=True, grad=True)
         assert all(torch.equal(bare[n], ruled[n]) for n in bare)
-        assert torch.equal(bare.logits, ruled.logits)  # type: ignore[arg-type]
+        assert torch.equal(bare.logits, ruled.logits)
         with pytest.raises(KeyError), propagating(m, [rule]):
             raise KeyError
 

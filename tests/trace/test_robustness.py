@@ -32,7 +32,6 @@ def m() -> Model:
 @pytest.fixture(scope="module")
 def task(m: Model) -> Task:
     logits = m.run(CLEAN, logits=True).logits
-    assert logits is not None
     return Task(CLEAN, CORRUPT, logits[:, -1].argmax(-1), logits[:, -1].argmin(-1))
 
 
@@ -56,7 +55,6 @@ def test_noise_is_patched_by_hand(m: Model, task: Task, direction: str) -> None:
 
     def mean(edits: list[ak.Edit]) -> float:
         logits = m.run(CLEAN, edits=edits, logits=True).logits
-        assert logits is not None
         return float(trial.metric(logits[:, -1:]).mean())
 
     for layer in range(tiny.LAYERS):

@@ -97,7 +97,7 @@ def m(request: pytest.FixtureRequest) -> Model:
 
 def logits(m: Model, prompts: Any = "w3 w4 w20 w21 w5 w6") -> Tensor:
     """Return the (B, V) logits of the next token."""
-    return torch.as_tensor(m.run(prompts, logits=True).logits)[:, -1]
+    return m.run(prompts, logits=True).logits[:, -1]
 
 
 def test_an_edit_is_what_it_says_and_can_be_undone(m: Model) -> None:

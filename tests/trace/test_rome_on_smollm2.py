@@ -41,7 +41,7 @@ def fine_tuned(model: Model, path: str, goal: float) -> Any:
     optimiser = torch.optim.Adam(tuned.parameters(), lr=5e-4)
     with model.replaced({path: tuned}):
         for _ in range(100):
-            logits = torch.as_tensor(model.run(str(FACT), logits=True, grad=True).logits)
+            logits = model.run(str(FACT), logits=True, grad=True).logits
             log_p = logits[0, -1].log_softmax(-1)[target]
             if log_p.exp() >= goal:
                 break

@@ -154,7 +154,6 @@ def test_a_rank_one_edit_writes_what_the_patch_writes(evidence: Evidence) -> Non
     patched = subspace_patch(m, task, SITE, v_D).values
     net.down.weight.data = edited
     logits = m.run(torch.tensor([[9]]), logits=True).logits
-    assert logits is not None
     evidence("rank-one edit less subspace patch (logit)", measured=(logit(logits) - patched).abs(),
              at_most=1e-9)  # fmt: skip
     with pytest.raises(InputError, match="must have a part along the direction, got 0"):
@@ -174,7 +173,6 @@ def test_the_patch_is_the_projection_by_hand(site: str) -> None:
     by_hand[:, 1] += (clean - corrupt)[:, 1] @ q_DJ @ q_DJ.mT
     edit = ak.apply(site, lambda _: by_hand)
     logits = m.run(prompts[1], edits=[edit], logits=True).logits
-    assert logits is not None
     found = subspace_patch(m, trial, site, raw_JD, ak.Where(tokens=1))
     torch.testing.assert_close(found.values, trial.metric(logits[:, -1:]), rtol=1e-4, atol=1e-5)
     mixed = subspace_patch(m, trial, site, tiny.uneven(3, 3, seed=4) @ raw_JD, ak.Where(tokens=1))
@@ -216,7 +214,6 @@ def test_edits_are_data(three: Model, tmp_path: Path) -> None:
     ak.save_edits(tmp_path / "edits", subspace_edits(SITE, source, orthonormal(TRUE)))
     again = ak.load_edits(tmp_path / "edits")
     logits = three.run(THREE.corrupt, edits=again, logits=True).logits
-    assert logits is not None
     torch.testing.assert_close(logit(logits), torch.tensor([1.0, 0.5, -0.7]))
 
 

@@ -32,7 +32,6 @@ def m() -> Model:
 def both(m: Model) -> np.ndarray[Any, Any]:
     """Last logits of the clean and then of the corrupt prompts, (6, V) in float64."""
     logits = m.run(CLEAN + CORRUPT, logits=True).logits
-    assert logits is not None
     out: np.ndarray[Any, Any] = logits[:, -1].double().numpy()
     return out
 
@@ -123,7 +122,6 @@ def test_swept_values_are_those_of_single_runs(m: Model) -> None:
     swept = trial.sweep([[], [edit]])
     torch.testing.assert_close(swept[0], trial.corrupt_values)
     logits = m.run(CORRUPT, edits=[edit], logits=True).logits
-    assert logits is not None
     torch.testing.assert_close(swept[1], trial.metric(logits[:, -1:]))
 
 
@@ -175,7 +173,6 @@ def test_the_first_difference_of_equal_sides_is_the_last_token(m: Model) -> None
 def test_other_positions_can_be_asked(m: Model) -> None:
     trial = Task(CLEAN, CORRUPT, metric=lambda x: x[:, :, 3].mean(-1), at=slice(1, 4)).on(m)
     logits = m.run(CLEAN, logits=True).logits
-    assert logits is not None
     torch.testing.assert_close(trial.clean_values, logits[:, 1:4, 3].mean(-1))
 
 
@@ -307,7 +304,6 @@ def test_a_metric_of_another_shape_is_refused(m: Model, metric: Any, got: str) -
 
 def trial_logits(m: Model) -> Tensor:
     logits = m.run(CLEAN, logits=True).logits
-    assert logits is not None
     return logits[:, -1:]
 
 

@@ -131,7 +131,7 @@ def _together(recordings: Sequence[Recording], batch: Batch) -> Recording:
     first, tokens = recordings[0], batch.tokens
     values = {site: joined([r[site] for r in recordings], left) for site in first}
     rows = {site: _joined_rows([r.rows_of(site) for r in recordings], left) for site in first}
-    given = [r.logits for r in recordings if r.logits is not None]
+    given = [r.logits for r in recordings if r.has_logits]
     logits = joined(given, left) if given else None
     outputs = [r.output for r in recordings]
     output = None if all(o is None for o in outputs) else outputs

@@ -102,6 +102,17 @@ class Model:
         """
         return self._addresses.listed(pattern, refused)
 
+    def site(self, name: str) -> Site:
+        """Return the one site of a name, an alias or a module path.
+
+        Raises:
+            SiteError: There is none, or a pattern matches several.
+        """
+        found = self._addresses.find(name)
+        if len(found) != 1:
+            raise SiteError(f"{name!r} must be one site, it matches {len(found)}")
+        return found[0]
+
     def run(
         self,
         inputs: Any,

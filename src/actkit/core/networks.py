@@ -101,7 +101,7 @@ def _by_structure(network: nn.Module, base: str) -> Network:
             reason = reason or (str(error) or type(error).__name__).splitlines()[0]
             continue
         sites = tuple(stack_sites(stack, base))
-        points = ", ".join(dict.fromkeys(s.name.partition(".")[0] for s in sites if not s.refused))
+        points = ", ".join(dict.fromkeys(s.point for s in sites if not s.refused))
         kinds = " and ".join(dict.fromkeys(type(m).__name__ for m in lists[path]))
         note = f"found by structure: {number} blocks of {kinds} at {base}{path} with {points}"
         return Network(sites, {"": base.rstrip(".")}, (), note)

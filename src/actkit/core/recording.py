@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actkit.core.errors import SiteError
+from actkit.core.errors import InputError, SiteError
 from actkit.core.layout import rows_first
 
 FACTS = ("sample", "position", "token")
@@ -81,7 +81,6 @@ class Recording(Mapping[str, Tensor]):
 
     Attributes:
         rows: (B, T) rows of the run's main stack; `rows_of(site)` gives any site's own.
-        logits: The network's logits, None unless they were asked for.
         output: What the network returned, None if the run stopped after the last site.
     """
 
@@ -96,7 +95,7 @@ class Recording(Mapping[str, Tensor]):
     ) -> None:
         """Hold the tensors, and rows and axes of each site, or why they are not known."""
         self._values, self._rows, self._axes = values, rows, axes or {}
-        self.rows, self.logits, self.output = main, logits, output
+        self.rows, self._logits, self.output = main, logits, output
 
     def __getitem__(self, site: str) -> Tensor:
         """Return what was read at a site, for example (B, T, D)."""
@@ -117,6 +116,22 @@ class Recording(Mapping[str, Tensor]):
         """Return the sites and shapes, one a line."""
         lines = [f"  {k}: {tuple(v.shape)} {str(v.dtype)[6:]}" for k, v in self.items()]
         return "\n".join([f"Recording of {len(self)} sites", *lines])
+
+    @property
+    def logits(self) -> Tensor:
+        """Return the network's logits, for example (B, T, V).
+
+        Raises:
+            InputError: They were not asked for.
+        """
+        if self._logits is None:
+            raise InputError("logits are kept where they are asked for: run with logits=True")
+        return self._logits
+
+    @property
+    def has_logits(self) -> bool:
+        """Say whether logits were asked for."""
+        return self._logits is not None
 
     @property
     def axes(self) -> Mapping[str, str]:

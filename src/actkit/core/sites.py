@@ -34,6 +34,7 @@ from typing import Any
 from torch import Tensor
 
 from actkit.core.axes import Axes
+from actkit.core.errors import SiteError
 from actkit.core.layout import PLAIN, Layout
 
 POINTS = (
@@ -194,6 +195,17 @@ class Site:
         stack = self.stack.name if self.stack is not None else ""
         parts = (stack, self.point, self.layer, self.head)
         return ".".join(str(part) for part in parts if part not in ("", None))
+
+    @property
+    def depth(self) -> int:
+        """Return the layer of a site that stands in one.
+
+        Raises:
+            SiteError: Its stack has it once, or it is a module path.
+        """
+        if self.layer is None:
+            raise SiteError(f"{self.name} stands in no layer")
+        return self.layer
 
     known: Axes | None = field(default=None, repr=False)
     others: tuple[str, ...] = field(default=(), repr=False)

@@ -21,7 +21,7 @@ from actkit.core.edit import apply, scale
 from actkit.core.errors import SiteError
 from actkit.core.proposal import Proposal
 from actkit.core.sight import Sight, adds_up, is_norm, same, watched
-from actkit.core.sites import POINTS, WHOLE, Place, Site, Stack, out, stack_sites
+from actkit.core.sites import POINTS, Place, Site, Stack, out, stack_sites
 from actkit.core.taps import Tap
 
 NO_SUM = "what attention and MLP returned did not add up to what the block returned"
@@ -197,9 +197,9 @@ def _firm(network: nn.Module, stack: Stack, owners: Mapping[int, int]) -> list[s
     found = []
     for k in range(max(owners.values()) + 1):
         own = [i for i, owner in owners.items() if owner == k]
-        mine = {s.name for s in sites if s.name in WHOLE or int(s.name.rpartition(".")[2]) in own}
-        lost = {name.partition(".")[0] for name in mine if name not in values}
-        points = {name.partition(".")[0] for name in mine} - lost
+        mine = {s.name: s.point for s in sites if s.layer is None or s.layer in own}
+        lost = {point for name, point in mine.items() if name not in values}
+        points = set(mine.values()) - lost
         found.append(points if _turned(values, own) else points - {"resid_mid"})
     return found
 

@@ -296,10 +296,8 @@ def repeated(batch: Batch, times: int) -> Batch:
     )
 
 
-def _by_position(logits: Tensor | None, at: Any) -> Tensor:
+def _by_position(logits: Tensor, at: Any) -> Tensor:
     """Return logits (n, P, vocabulary); a classifier's stand at one position, the last."""
-    if logits is None:
-        raise EditError("a sweep needs logits; this network returned none")
     if logits.dim() == 2 and at == "last":
         return logits[:, None]
     if logits.dim() != 3:

@@ -149,8 +149,6 @@ class Trunk(Guest):
                 for handle in self._hooked(b, counts, token):
                     stack.callback(handle.remove)
             logits = self._model.run(batch, edits=edits, logits=True, grad=grad).logits
-        if logits is None:
-            raise EditError("a sweep needs logits; this network returned none")
         return self._picked(logits, token, copies)
 
     def first_block(self, site: Site) -> int:

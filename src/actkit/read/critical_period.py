@@ -136,10 +136,10 @@ def pathway_shares(model: Model, inputs: Any, pathways: Sequence[Edit]) -> Tenso
     """
     if not pathways:
         raise InputError("need at least one pathway to take away, got none")
-    whole = torch.as_tensor(model.run(inputs, logits=True).logits).double()
+    whole = model.run(inputs, logits=True).logits.double()
 
     def moved(edit: Edit) -> Tensor:
-        rest = torch.as_tensor(model.run(inputs, edits=[edit], logits=True).logits)
+        rest = model.run(inputs, edits=[edit], logits=True).logits
         return (whole - rest).square().mean().sqrt()
 
     weight_P = torch.stack([moved(edit) for edit in pathways])

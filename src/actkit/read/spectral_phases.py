@@ -151,7 +151,7 @@ def bigram_agreement(model: Model, texts: Sequence[str], corpus: Sequence[str]) 
     for text in texts:
         rec = model.run(text, logits=True)
         token_T = rec.rows.token[0]
-        probs_TV = torch.as_tensor(rec.logits)[0, :-1].double().softmax(-1)
+        probs_TV = rec.logits[0, :-1].double().softmax(-1)
         own += probs_TV.gather(1, token_T[1:, None].to(probs_TV.device))[:, 0].tolist()
         counted += [pairs[p] / max(firsts[p[0]], 1) for p in pairwise(token_T.tolist())]
     if len(own) < 2:

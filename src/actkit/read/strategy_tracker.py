@@ -112,7 +112,7 @@ def strategy_tracker(
 
 
 def _accuracy(model: Model, probe: Probe) -> float:
-    logits = torch.as_tensor(model.run(probe.inputs, logits=True).logits)
+    logits = model.run(probe.inputs, logits=True).logits
     last_BV = logits[:, -1] if logits.dim() == 3 else logits
     num, most = len(probe.answer_B), max(probe.choices)
     if last_BV.dim() != 2 or len(last_BV) != num or last_BV.shape[1] <= most:

@@ -106,7 +106,7 @@ def task_inference(
     inputs = encode(prompts.x_BND, prompts.y_BN, prompts.query_BQD)
     rec = model.run(inputs, record=() if site is None else site, logits=True)
     num_queries = prompts.query_BQD.shape[1]
-    answer_BQ = _answers(torch.as_tensor(rec.logits), prompts)
+    answer_BQ = _answers(rec.logits, prompts)
     x_BND, y_BN, query_BQD = (x.double() for x in (prompts.x_BND, prompts.y_BN, prompts.query_BQD))
     disc_BQ = linear(query_BQD, mixture.discrete(x_BND, y_BN))
     ridge_BQ = linear(query_BQD, mixture.ridge(x_BND, y_BN))

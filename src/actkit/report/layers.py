@@ -108,7 +108,7 @@ def _stack(name: str, sites: Sequence[Site]) -> Layers:
 
 
 def _of(sites: Sequence[Site], point: str) -> tuple[Site, ...]:
-    return tuple(s for s in sites if point in s.name.split("."))
+    return tuple(s for s in sites if s.point == point)
 
 
 def _without_table(model: Model) -> Layers:

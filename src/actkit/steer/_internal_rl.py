@@ -161,8 +161,6 @@ def _rollout(
     inputs = [world.start(num_episodes, gen)]
     while True:
         logits = model.run(torch.stack(inputs, 1), edits=[edit], logits=True).logits
-        if logits is None:
-            raise InputError("internal RL needs a network with logits, got none")
         probs_BV = logits[:, -1].float().softmax(-1).cpu()
         seen = world.step(torch.multinomial(probs_BV, 1, generator=gen)[:, 0])
         if seen is None:

@@ -128,7 +128,7 @@ def next_logits(
         if "logits_to_keep" in taken and batch.padding in ("", "left"):
             batch = replace(batch, kwargs={**batch.kwargs, "logits_to_keep": 1})
         rec = model.run(batch, edits=edits, logits=True)
-        if rec.logits is None or rec.logits.dim() != 3:
+        if rec.logits.dim() != 3:
             raise InputError(f"this needs a language model's logits, {model!r} gave none")
         whole = rec.logits.shape[1] == rec.rows.valid.shape[1]
         last = last_tokens(rec.logits, rec.rows) if whole else rec.logits[:, -1]
@@ -158,8 +158,6 @@ def perplexity(model: Model, prompts: Sequence[Any], texts: Sequence[str]) -> fl
     for start in range(0, len(told), ROWS):
         some = told[start : start + ROWS]
         rec = model.run([ids for ids, _ in some], logits=True)
-        if rec.logits is None:
-            raise InputError(f"this needs a language model's logits, {model!r} gave none")
         for (ids, num), logits_TV, valid_T in zip(some, rec.logits, rec.rows.valid, strict=True):
             own_V = logits_TV[valid_T.to(logits_TV.device)][-num - 1 : -1]
             losses.append(_losses(own_V, torch.tensor(ids[-num:], device=own_V.device)))
@@ -190,8 +188,6 @@ def forced_loss(model: Model, ids_BT: Tensor, edits: Sequence[Edit] = ()) -> flo
     if None not in at_once:
         whole = [edit for edit in at_once if edit is not None]
         logits = model.run({"input_ids": ids_BT}, edits=whole, logits=True).logits
-        if logits is None:
-            raise InputError(f"this needs a language model's logits, {model!r} gave none")
         return float(_losses(logits[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten()).mean())
     losses, cache = [], None
     with model.edited(edits):

@@ -142,7 +142,7 @@ class DeepThinkingKV:
         places_BT = (mask_BP.cumsum(-1) - 1)[:, length:]
         ids_BT, cache = given["input_ids"][:, length:], self.cache(len(queries))
         inputs = _inputs(model, ids_BT, mask_BP, places_BT, cache)
-        return torch.as_tensor(model.run(inputs, logits=True, **run).logits)
+        return model.run(inputs, logits=True, **run).logits
 
     def _checked(self, model: Model, demonstrations: Any) -> Tensor:
         """Return the (1, L) tokens of the demonstrations."""

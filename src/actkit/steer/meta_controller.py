@@ -67,9 +67,9 @@ def free_energy(
 
     inputs, actions_NT = given
     logits = model.run(inputs, edits=[apply(site, controlled)], logits=True, grad=True).logits
-    if logits is None or logits.shape[:-1] != actions_NT.shape:
-        shape = None if logits is None else tuple(logits.shape)
-        raise InputError(f"logits {shape} must have the actions' (N, T), {tuple(actions_NT.shape)}")
+    if logits.shape[:-1] != actions_NT.shape:
+        shapes = f"{tuple(logits.shape)} must have the actions' (N, T), {tuple(actions_NT.shape)}"
+        raise InputError(f"logits {shapes}")
     nll = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), actions_NT.to(logits.device).flatten()
     )

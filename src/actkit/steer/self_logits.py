@@ -145,7 +145,7 @@ def _weights(norm: nn.Module, width: int) -> dict[str, Any]:
 
 def _scaled_logits(model: Model, data: Any, share: float) -> Tensor:
     rec = model.run(data, edits=[scale("final_norm", share)], logits=True)
-    return torch.as_tensor(rec.logits)
+    return rec.logits
 
 
 def _check(found: Tensor, expected: Tensor, rule: str) -> None:

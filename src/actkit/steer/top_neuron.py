@@ -61,7 +61,7 @@ class TopNeuron(Steerer):
         for name, gradient_F in self._gradients(model, list(data), token).items():
             if float(gradient_F.max()) > self.gradient_:
                 self.gradient_ = float(gradient_F.max())
-                self.neuron_ = (int(name.rpartition(".")[2]), int(gradient_F.argmax()))
+                self.neuron_ = (model.site(name).depth, int(gradient_F.argmax()))
         return {"prompts": len(data), "sha256": digest(list(data))}
 
     def _token(self, model: Model) -> int:
@@ -75,7 +75,7 @@ class TopNeuron(Steerer):
         total: dict[str, Tensor] = {}
         for group in track(list(batches(prompts, 8)), "attributing neurons"):
             rec = model.run(group, "mlp_hidden.*", logits=True, grad=True)
-            logp_B = torch.as_tensor(rec.logits)[:, -1].log_softmax(-1)[:, token]
+            logp_B = rec.logits[:, -1].log_softmax(-1)[:, token]
             gradients = torch.autograd.grad(logp_B.sum(), list(rec.values()))
             for name, gradient_BTF in zip(rec, gradients, strict=True):
                 own_F = gradient_BTF[:, -1].float().sum(0) / len(prompts)

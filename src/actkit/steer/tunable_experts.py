@@ -75,7 +75,7 @@ class MoTE(Steerer):
             raise InputError(f"by must be 'chosen' or 'weight', got {self.by!r}")
         examples = Examples.of(data)
         sites = model.sites("router_weights.*")
-        self._places = {int(s.name.rpartition(".")[2]): (s.unit_shape or (0,))[0] for s in sites}
+        self._places = {s.depth: (s.unit_shape or (0,))[0] for s in sites}
         with_it = self._rates(model, examples.positive)
         without = self._rates(model, examples.negative)
         self.rates_ = {n: torch.stack([rate_E, without[n]]) for n, rate_E in with_it.items()}

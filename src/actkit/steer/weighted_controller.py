@@ -130,7 +130,7 @@ class WeightedController(ContrastSteerer):
     def _contrast(self, model: Model, examples: Examples) -> None:
         if self.gain not in GAINS:
             raise InputError(f"the gain must be one of {', '.join(GAINS)}, got {self.gain!r}")
-        known = {int(s.name.rpartition(".")[2]): s for s in model.sites("resid_post.*")}
+        known = {s.depth: s for s in model.sites("resid_post.*")}
         (source,) = chosen_layers(self.source, known)
         depths = DEPTHS if self.reads is None else DEPTHS[:1]
         self.reads_ = sorted({n for d in depths for n in chosen_layers(self.reads, known, d)})

@@ -115,7 +115,7 @@ def written(model: Model, rec: Recording, at: int = -1) -> Written:
     index = columns(rec.rows, at)
     heads, biases, mlps = [], [], []
     for site in model.sites("z.*"):
-        layer = site.name.rpartition(".")[2]
+        layer = site.depth
         out_HKD, bias_D = head_outputs(model, site)
         own_BHD = torch.einsum("bhk,hkd->bhd", rec[site.name][index].float(), out_HKD)
         told_BD = rec[f"attn_out.{layer}"][index]
@@ -244,7 +244,7 @@ def readout(model: Model, inputs: Any, at: int = -1) -> Readout:
     index, parts = columns(rec.rows, at), written(model, rec, at)
     stream_BD, normed_BD = (rec[site][index].float() for site in (last, "final_norm"))
     _check_sum(parts.stream, rec[last][index], stream_BD.norm(), "what all parts write")
-    logits_BV = torch.as_tensor(rec.logits)[index]
+    logits_BV = rec.logits[index]
     return Readout(parts, norm, norm.scale(stream_BD, normed_BD), unembedding(model), logits_BV)
 
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from actkit.core.addresses import layer_of
 from actkit.core.edit import Edit
 from actkit.core.errors import InputError
 from actkit.core.operations import Operation
@@ -127,7 +128,7 @@ class _Run:
         edits = [Edit(site, _Visit(self._watch)) for site in streams]
         edits += [Edit(p.site, _Visit(partial(self._receive, p))) for p in self._ports]
         for site in self._runs.graph.sites:
-            if site != "resid_pre.0" and int(site.rpartition(".")[2]) >= self.layer:
+            if site != "resid_pre.0" and layer_of(site) >= self.layer:
                 edits.append(Edit(site, _Visit(partial(self._send, site))))
         return edits
 

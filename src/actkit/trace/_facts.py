@@ -143,7 +143,7 @@ def _log_probs(model: Model, prompts: Sequence[str]) -> Tensor:
     """Return the (B, V) log-probabilities of the next token."""
     if not prompts:
         return torch.empty(0, 1 + max(model.tokenizer.get_vocab().values()))
-    logits_BTV = torch.as_tensor(model.run(list(prompts), logits=True).logits)
+    logits_BTV = model.run(list(prompts), logits=True).logits
     return logits_BTV[:, -1].float().log_softmax(-1).cpu()
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from actkit.core.addresses import layer_of, points_of
 from actkit.core.model import Model
 from actkit.core.recording import Recording
 from actkit.trace._graph_sight import GraphSight, Read, same
@@ -164,8 +165,8 @@ class Graph:
 
     def senders_at(self, site: str) -> range:
         """Return the senders of one of `sites`."""
-        point, _, layer = site.partition(".")
-        first = 1 + int(layer) * (self.heads + 1)
+        (point,) = points_of(site)
+        first = 1 + layer_of(site) * (self.heads + 1)
         if point == "z":
             return range(first, first + self.heads)
         only = 0 if point == "resid_pre" else first + self.heads
@@ -178,9 +179,8 @@ class Graph:
             site: One of `sites`.
             x: What was read there; biases, which all runs share, are left out.
         """
-        point, _, layer = site.partition(".")
-        if point == "z":
-            return torch.einsum("bthk,hkd->hbtd", x, self.out_maps[int(layer)])
+        if points_of(site) == ("z",):
+            return torch.einsum("bthk,hkd->hbtd", x, self.out_maps[layer_of(site)])
         return x[None]
 
     def outputs(self, rec: Recording) -> Tensor:

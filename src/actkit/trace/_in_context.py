@@ -59,7 +59,7 @@ def token_losses(model: Model, tokens_BT: Tensor, edits: Sequence[Edit] = ()) ->
 
 def losses_of(rec: Recording, tokens_BT: Tensor) -> Tensor:
     """Return the same of a run that recorded its logits."""
-    log_p = torch.as_tensor(rec.logits)[:, :-1].float().log_softmax(-1)
+    log_p = rec.logits[:, :-1].float().log_softmax(-1)
     wanted = tokens_BT[:, 1:, None].to(log_p.device)
     losses: Tensor = -log_p.gather(-1, wanted)[..., 0]
     return losses

@@ -21,7 +21,7 @@ NEEDED = ("q", "k", "attn_scores", "attn_probs")
 
 
 def pattern_effects(
-    trial: Trial, parts: Parts, direction: str, base: Recording, layers: Sequence[str]
+    trial: Trial, parts: Parts, direction: str, base: Recording, layers: Sequence[int]
 ) -> list[Effect]:
     """Return for each block the map from dM/dA (B, H, T, S) to (B, T, heads, 1) effects.
 
@@ -49,7 +49,7 @@ def pattern_effects(
     mixed = trial.record(onto, names, edits)
     num_heads = source[f"{point}.{layers[0]}"].shape[2]
 
-    def effect(layer: str) -> Effect:
+    def effect(layer: int) -> Effect:
         old, new = base[f"attn_probs.{layer}"].detach(), mixed[f"attn_probs.{layer}"]
         if not torch.allclose(old.sum(-1), torch.ones(()).to(old), atol=1e-3):
             raise InputError("the QK fix needs patterns that sum to one; this network has sinks")

@@ -84,7 +84,7 @@ def identity_rule(model: Model) -> Change:
 
 def half_rule(model: Model) -> Change:
     """Half rule: of a gated product each factor passes half of the relevance."""
-    gated = any(s.name.rpartition(".")[0].endswith("mlp_gate") for s in model.sites())
+    gated = any(s.point == "mlp_gate" for s in model.sites())
     return Change(edits=[apply("mlp_hidden.*", lambda x: with_gradient_of(x / 2, x))] * gated)
 
 

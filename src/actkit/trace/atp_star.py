@@ -87,7 +87,7 @@ class AtPStar(Localizer):
         """Return where gradients are taken, what each says of the parts there, and the metric."""
         side, onto = sides(self.direction)
         if parts.point in ("q", "k"):
-            layers = [name.rpartition(".")[2] for name in names]
+            layers = [Part(name).layer for name in names]
             base, values = with_metric(
                 trial, onto, [f"{p}.{i}" for i in layers for p in NEEDED], edits
             )

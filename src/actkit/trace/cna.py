@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from actkit.catalog import method
+from actkit.core.addresses import layer_of, points_of
 from actkit.core.edit import Edit, scale
 from actkit.core.errors import InputError
 from actkit.core.model import Model
@@ -87,7 +88,7 @@ class CNA(Localizer):
 
     def _importance(self, trial: Trial, run: Recording, name: str) -> Tensor:
         """Return the (S,) importance of a layer's sources, mean over prompts."""
-        before, after = (f"{p}.{name.rpartition('.')[2]}" for p in AROUND[name.partition(".")[0]])
+        before, after = (f"{p}.{layer_of(name)}" for p in AROUND[points_of(name)[0]])
         x_BD, written_BSD = run[before][:, -1], _written(trial.model, run, name, after)
         bare_B = _measured(trial, x_BD)
         changes_SB = []
@@ -130,7 +131,7 @@ def neuron_words(
 
 
 def _record(trial: Trial, names: Sequence[str], edits: Sequence[Edit] = ()) -> Recording:
-    points = AROUND[names[0].partition(".")[0]]
+    points = AROUND[points_of(names[0])[0]]
     return trial.record("clean", [*names, *(f"{p}.*" for p in points)], edits)
 
 

@@ -126,7 +126,5 @@ def continued(model: Model, begun_BT: Tensor, length: int, edits: Sequence[Edit]
     tokens = begun_BT
     while tokens.shape[1] < length:
         logits = model.run(tokens, edits=edits, logits=True).logits
-        if logits is None:
-            raise InputError("a chain needs a network that returns logits, got none")
         tokens = torch.cat([tokens, logits[:, -1].argmax(-1, keepdim=True).to(tokens.device)], 1)
     return tokens

@@ -109,6 +109,6 @@ def _measures(net: IclNetwork, batch: IclBatch) -> list[float]:
     num = 2 * batch.matches.shape[1]
     item_label = first_BTS[:, range(1, num, 2), range(0, num, 2)].mean()
     target_label = (second_BTS[:, -1, 1::2] * batch.matches).sum(1).mean()
-    prob_BL = torch.as_tensor(rec.logits).softmax(1)
+    prob_BL = rec.logits.softmax(1)
     shown_BL = torch.zeros_like(prob_BL).scatter(1, batch.label_BS[:, :-1], 1.0)
     return [float(item_label), float(target_label), float((prob_BL * shown_BL).sum(1).mean())]

@@ -107,8 +107,8 @@ def _copying(model: Model, rec: Recording, tokens_N: Tensor) -> tuple[Tensor, Te
     embed_ND, unembed_ND = embed_VD[tokens_N], last.read(unembed_VD[tokens_N])
     shares, positivity = [], []
     for site in model.sites("z.*"):
-        layer = site.name.rpartition(".")[2]
-        norm = attention_norm(model, rec, int(layer))
+        layer = site.depth
+        norm = attention_norm(model, rec, layer)
         v_DGK, _ = head_inputs(model, model.sites(f"v.{layer}")[0])
         o_HKD, _ = head_outputs(model, site)
         o_GRKD = o_HKD.view(v_DGK.shape[1], -1, *o_HKD.shape[1:])

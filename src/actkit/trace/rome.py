@@ -135,7 +135,7 @@ class Rome:
         losses: list[float] = []
         for _ in track(range(self.steps), "searching the value"):
             edit = add(out, delta_D, where=Where(tokens=ends_BT))
-            logits = torch.as_tensor(model.run(batch, edits=[edit], logits=True, grad=True).logits)
+            logits = model.run(batch, edits=[edit], logits=True, grad=True).logits
             log_p_BV = logits[:, -1].float().log_softmax(-1)
             before_V = log_p_BV[-1].detach() if before_V is None else before_V
             kl = (log_p_BV[-1].exp() * (log_p_BV[-1] - before_V)).sum()

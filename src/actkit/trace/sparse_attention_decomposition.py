@@ -107,7 +107,7 @@ class _Stream:
     """One run, and what every part wrote at every position."""
 
     def __init__(self, model: Model, prompt: Any, head: tuple[int, int]) -> None:
-        layers = [int(site.name.rpartition(".")[2]) for site in model.sites("z.*")]
+        layers = [site.depth for site in model.sites("z.*")]
         if head[0] not in layers:
             raise InputError(f"a head lies in layers 0 to {layers[-1]}, got {head}")
         points = (*SIDES, "attn_probs")

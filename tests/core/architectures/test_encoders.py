@@ -146,9 +146,9 @@ def test_what_is_read_off_the_first_token_is_right_in_a_batch(network: Any) -> N
     """The first token stands for the text, so padding must not come before it."""
     m = Model(randomised(network(network.config_class(num_labels=4, **SIZES))))
     logits = m.run(parity.ROWS, logits=True).logits
-    assert logits is not None and logits.shape == (3, 4)
+    assert logits.shape == (3, 4)
     for row, wanted in zip(parity.ROWS, logits, strict=True):
-        close(m.run([row], logits=True).logits[0], wanted)  # type: ignore[index]
+        close(m.run([row], logits=True).logits[0], wanted)
 
 
 def test_edits_act_where_they_say_and_nothing_stays(encoder: tuple[str, Model]) -> None:
