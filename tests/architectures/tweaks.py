@@ -27,6 +27,16 @@ M_ROPE: dict[str, Any] = {
     }
 }
 
+WINDOWS: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 4,
+    "window_size": 4,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "embed_dim": 24,
+}
+ROTARY: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4}
+
 TWEAKS: dict[str, dict[str, Any]] = {
     "bit": {"embedding_size": 64, "hidden_sizes": [64, 64, 96, 128], "depths": [1, 1, 1, 1]},
     "chameleon": {"vocabulary_map": {"<image>": 90}},
@@ -37,6 +47,13 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "table-transformer": ONE_SCALE,
     "convnextv2": {"hidden_sizes": [12, 16, 20, 24], "depths": [1, 2, 2, 1]},
     "dinov3_convnext": {"hidden_sizes": [12, 16, 20, 24], "depths": [1, 2, 2, 1]},
+    "dia": {
+        "decoder_config.cross_hidden_size": 48,
+        "decoder_config.cross_num_attention_heads": 4,
+        "decoder_config.cross_num_key_value_heads": 2,
+        "decoder_config.cross_head_dim": 12,
+    },
+    "xlstm": {"hidden_size": 128},
     "dots1": {
         "n_routed_experts": 4,
         "n_shared_experts": 1,
@@ -69,7 +86,12 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "mllama": {"text_config.cross_attention_layers": [1]},
     "perceiver": {"d_latents": 48, "num_latents": 8, "num_self_attends_per_block": 2},
-    "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.2, "hidden_dim": 64},
+    "efficientnet": {
+        "image_size": 64,
+        "width_coefficient": 0.25,
+        "depth_coefficient": 0.2,
+        "hidden_dim": 320,
+    },
     "audio-spectrogram-transformer": {
         "max_length": 24,
         "patch_size": 4,
@@ -95,6 +117,21 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "glm46v": M_ROPE,
     "glm_ocr": M_ROPE,
     "glmga": M_ROPE,
+    "paddleocr_vl": M_ROPE,
+    "qwen2_vl": M_ROPE,
+    "qwen2_5_vl": M_ROPE,
+    "qwen2_5_omni_thinker": {**M_ROPE, "vision_start_token_id": 91},
+    "stablelm": {"rope_parameters": {**ROTARY, "partial_rotary_factor": 0.5}},
+    "mistral4": {"head_dim": "-"},
+    "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
+    "step3p7": {"text_config.sliding_window": 4},
+    "xmod": {"default_language": "en_XX"},
+    "vivit": {"num_frames": 4, "tubelet_size": [2, 4, 4]},
+    "blip-2": {"image_token_index": 90, "num_query_tokens": 3},
+    "instructblip": {"image_token_index": 90, "num_query_tokens": 3},
+    "instructblipvideo": {"video_token_index": 90, "num_query_tokens": 3},
+    "kosmos-2": {"latent_query_num": 3},
+    "pix2struct": {"vision_config.patch_embed_hidden_size": 40, "vision_config.seq_len": 16},
     "glm4_moe_lite": {"head_dim": 8, "num_key_value_heads": 4},
     "qwen4_exp_text": {
         "indexer_budget": 4,
@@ -113,13 +150,23 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "embed_dim": 12,
         "depths": [1, 1, 1, 1],
         "num_heads": [1, 2, 4, 4],
+        "patch_size": [7, 7],
     },
-    "donut-swin": {
-        "image_size": 28,
-        "window_size": 7,
-        "depths": [1, 1],
-        "num_heads": [2, 4],
-        "embed_dim": 24,
+    "donut-swin": WINDOWS,
+    "swin": WINDOWS,
+    "swin2sr": {
+        "image_size": 16,
+        "patch_size": 1,
+        "window_size": 4,
+        "depths": [2, 2],
+        "num_heads": [4, 4],
+    },
+    "pvt": {
+        "image_size": 64,
+        "depths": [2, 1, 1, 1],
+        "hidden_sizes": [12, 16, 24, 32],
+        "num_attention_heads": [1, 2, 4, 4],
+        "mlp_ratios": [2, 2, 2, 2],
     },
     "convnext": {"hidden_sizes": [12, 16, 20, 24], "depths": [1, 2, 2, 1], "image_size": 64},
     "janus": {"vq_config.base_channels": 32, "vq_config.channel_multiplier": [1, 1, 1, 1, 1]},
@@ -154,7 +201,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
 }
 """Type to fields of its configuration; "class" chooses the class of the network."""
 
-NOT_BUILT: dict[str, str] = {
+NOT_EXAMINED: dict[str, str] = {
     "bit": "a norm of 32 groups meets 16 channels",
     "cohere_compass": "its layers look up an entry for full attention that is not there",
     "cohere_compass_text": "its layers look up an entry for full attention that is not there",
@@ -198,10 +245,7 @@ NOT_BUILT: dict[str, str] = {
     "vibevoice_asr": "its sound tokenizer keeps hundreds of millions of weights under these rules",
     "blt": "its tables of byte n-grams have half a million rows whatever the configuration says",
 }
-"""Type to the reason why no tiny network of it can be built."""
-
-INPUTS: dict[str, dict[str, Any]] = {}
-"""Type to functions that make what it reads, by argument."""
+"""Type to the reason why no tiny network of it can be built, or nothing that it reads be made."""
 
 SINKS_APART = ("granite_swa", "granitemoe_swa")
 """Types whose attentions are returned before the sinks take their share, unlike GPT-OSS's."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from actkit.core.compat import generation_setting
-from actkit.core.errors import EditError
+from actkit.core.errors import EditError, InputError
 from actkit.core.fed import Told
 from actkit.core.inputs import Batch
 
@@ -111,6 +111,22 @@ def generation_settings(
         settings["generation_config"] = copy.deepcopy(config)
         settings["generation_config"].update(**own)
     return settings
+
+
+def token_ids(written: Any) -> Tensor:
+    """Return what a call of `generate` wrote if it is text, (B, T).
+
+    Raises:
+        InputError: It is something else: a network for sound writes waves, or several codes for
+            each step.
+    """
+    if isinstance(written, Tensor) and _is_ids(written):
+        return written
+    shape = f" {tuple(written.shape)} of {written.dtype}" if isinstance(written, Tensor) else ""
+    raise InputError(
+        "generate needs a network that writes token ids (B, T), this one wrote "
+        f"{type(written).__name__}{shape}: call model.module.generate inside model.edited(edits)"
+    )
 
 
 def keeps_several_beams(module: nn.Module, given: Mapping[str, Any]) -> bool:
