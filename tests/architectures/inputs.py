@@ -33,7 +33,8 @@ def targets() -> Tensor:
 
 def images(config: Any, *frames: int) -> Tensor:
     """Return images (2, ..., 3, Y, X) as large as a configuration says, some for each sample."""
-    return noise(2, *frames, 3, config.image_size, config.image_size)
+    size = config.image_size
+    return noise(2, *frames, 3, *((size, size) if isinstance(size, int) else size))
 
 
 def boxes(tokens: int, largest: float) -> Tensor:
@@ -148,6 +149,21 @@ def _wav2vec2_bert(config: Any) -> dict[str, Tensor]:
     return {"input_features": noise(2, 24, config.feature_projection_input_dim)}
 
 
+def _granite_speech5(config: Any) -> dict[str, Tensor]:
+    """Return pairs of frames, each with its differences."""
+    return {"input_features": noise(2, 24, 4 * config.encoder_config.num_mel_bins)}
+
+
+def _vitpose(config: Any) -> dict[str, Tensor]:
+    return {"pixel_values": images(config)}
+
+
+def _codes_of_sound(config: Any) -> dict[str, Tensor]:
+    """Return what Musicgen's decoder reads: a row for each codebook, and what it is told."""
+    codes = torch.arange(2 * config.num_codebooks * 5).view(-1, 5) * 7 % 90
+    return {"input_ids": codes, "encoder_hidden_states": noise(2, 6, config.hidden_size)}
+
+
 def _pi0(config: Any) -> dict[str, Tensor]:
     vlm = config.vlm_config
     vision = vlm.vision_config
@@ -177,6 +193,10 @@ INPUTS: dict[str, Callable[[Any], dict[str, Tensor]]] = {
     "udop": _udop,
     "vivit": _vivit,
     "voxtral_realtime": _voxtral_realtime,
+    "granite_speech5_ctc": _granite_speech5,
+    "musicgen": _codes_of_sound,
+    "musicgen_melody": _codes_of_sound,
+    "vitpose_backbone": _vitpose,
     "wav2vec2-bert": _wav2vec2_bert,
 }
 """Type to a function of its configuration that makes all arguments of a call."""

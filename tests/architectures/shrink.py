@@ -117,7 +117,7 @@ def shrunk(kind: Any, tweaks: Mapping[str, Any], path: str = "") -> Any:
         given["head_dim"] = given["qk_rope_head_dim"]
         given["num_key_value_heads"] = given.get("num_attention_heads", HEADS)
     own = {k.removeprefix(path): v for k, v in tweaks.items() if k.startswith(path)}
-    given |= {k: v for k, v in own.items() if "." not in k and k != "class"}
+    given |= {k: v for k, v in own.items() if "." not in k and k not in ("class", "part")}
     given = {k: v for k, v in given.items() if not (isinstance(v, str) and v == "-")}
     return kind(**given)
 
