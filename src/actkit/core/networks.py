@@ -162,13 +162,16 @@ def _are_blocks(modules: nn.ModuleList) -> bool:
 
 def _reads(network: Any) -> bool:
     """Say whether a network is made to be called with one of ids, images or sound alone."""
-    if getattr(getattr(network, "config", None), "is_encoder_decoder", False):
+    taken = inspect.signature(network.forward).parameters
+    config = getattr(network, "config", None)
+    # DiffusionGemma is no encoder-decoder by its configuration, and makes up what its decoder reads
+    if getattr(config, "is_encoder_decoder", False) or "decoder_input_ids" in taken:
         return False
     if hasattr(type(network), "base_model_prefix"):
         return network.main_input_name in INPUTS
     needed = [
         p
-        for p in inspect.signature(network.forward).parameters.values()
+        for p in taken.values()
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     return len(needed) == 1 and any(isinstance(m, nn.Embedding) for m in network.modules())
