@@ -8,6 +8,7 @@ Shapes: B batch, T tokens, H heads, S keys, D width.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import actkit as ak
-from actkit.core.errors import ActkitError
+from actkit.core.errors import ActkitError, SiteError
 from actkit.core.model import Model
 from actkit.core.sites import Site
 from tests.architectures.build import Built
@@ -85,12 +86,14 @@ class Case:
         feed: Arguments of one call.
         m: The opened model.
         cells: Results by check.
+        calls: How often each module runs in one pass, by path; known once `ran` is.
     """
 
     built: Built
     feed: dict[str, Any]
     m: Model
     cells: dict[str, Cell] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
 
     @property
     def network(self) -> Any:
@@ -116,6 +119,7 @@ class Case:
 
             def keep(_: Any, __: Any, output: Any, path: str = path) -> None:
                 found.setdefault(path, output)
+                self.calls[path] += 1
 
             handles.append(module.register_forward_hook(keep))
         try:
@@ -131,7 +135,12 @@ class Case:
         if self.has_points:
             return [s.name for s in self.m.sites() if s.place.path in self.ran]
         paths = [p for p, y in self.ran.items() if p and _main(y) is not None]
-        return [f"{p}:out" for p in paths if self._is_readable(p)]
+        return [site for p in paths if self._is_readable(p) for site in self.sites_of(p)]
+
+    def sites_of(self, path: str) -> list[str]:
+        """Return what a module returns, in each of its calls."""
+        number = self.calls[path]
+        return [f"{path}:out{f'#{i}' if number > 1 else ''}" for i in range(number)]
 
     def _is_readable(self, path: str) -> bool:
         """Say whether a module's tensor has rows; scores may not where tokens stand first."""
@@ -551,12 +560,21 @@ def restored(c: Case) -> None:
     ]
     plain = [n for n in plain if c.m.sites(n)[0].place.side in ("in", "out")]
     rest = [n for n in c.names if n not in plain]
-    back = [ak.apply(n, torch.clone) for n in plain]
-    same(c.m.run(c.feed, edits=back).output, c.plain, "put back")
+    try:
+        same(_put_back(c, plain), c.plain, "put back")
+    except SiteError:  # of some the axes cannot be known: hold the others, then say so
+        for n in plain:
+            with suppress(SiteError):
+                same(_put_back(c, [n]), c.plain, f"{n} put back")
+        raise
     if rest:
-        got = c.m.run(c.feed, edits=[ak.apply(n, torch.clone) for n in rest]).output
-        for a, b in zip(tensors(got), tensors(c.plain), strict=True):
+        for a, b in zip(tensors(_put_back(c, rest)), tensors(c.plain), strict=True):
             close(a, b, "attention put back")
+
+
+def _put_back(c: Case, names: Sequence[str]) -> Any:
+    """Return the output of a run in which sites get what they had."""
+    return c.m.run(c.feed, edits=[ak.apply(n, torch.clone) for n in names]).output
 
 
 def edit(c: Case) -> None:
@@ -746,7 +764,7 @@ def batched(c: Case) -> None:
     """Rows of several lengths in one batch are what each is alone."""
     if not c.text:
         raise Nothing("no token ids")
-    names = [n for n in c.names if c.has_points] or [c.middle.name]
+    names = [n for n in c.names if c.has_points] or c.sites_of(c.middle.place.path)
     for row in ROWS:
         _check_readable(c, _ragged(c, [row]))
     alone = [c.m.run(_ragged(c, [r]), record=names) for r in ROWS]

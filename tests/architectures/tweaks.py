@@ -54,9 +54,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "depths": [2, 1, 1, 1],
         "num_groups": 4,
     },
-    "cohere_compass": {
-        f"text_config.{field}": value for field, value in BY_KIND_OF_LAYER.items()
-    },
+    "cohere_compass": {f"text_config.{field}": value for field, value in BY_KIND_OF_LAYER.items()},
     "cohere_compass_text": BY_KIND_OF_LAYER,
     "cosmos3_edge": M_ROPE,
     "deepseek_ocr2": {
@@ -68,7 +66,13 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "text_config.top_k_experts": 2,
         "text_config.moe_intermediate_size": 40,
     },
-    "dots3_note": {"class": "Dots3NoteForConditionalGeneration", "vision_config.adapter_in_dim": 48, "vision_config.adapter_out_dim": 48, "audio_config.adapter_input_size": 48, "audio_config.adapter_out_dim": 48},
+    "dots3_note": {
+        "class": "Dots3NoteForConditionalGeneration",
+        "vision_config.adapter_in_dim": 48,
+        "vision_config.adapter_out_dim": 48,
+        "audio_config.adapter_input_size": 48,
+        "audio_config.adapter_out_dim": 48,
+    },
     "ernie4_5_vl_moe": M_ROPE,
     "fun_asr_nano": {"adaptor_config.intermediate_size": 12},
     "gemma4_assistant": {
@@ -77,7 +81,12 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "backbone_hidden_size": 48,
     },
     "gemma4_unified_assistant": {"backbone_hidden_size": 48},
-    "glm5_next": {"text_config.index_kpool": 2, "text_config.qk_rope_head_dim": 0, "text_config.head_dim": 0, "text_config.num_key_value_heads": 4},
+    "glm5_next": {
+        "text_config.index_kpool": 2,
+        "text_config.qk_rope_head_dim": 0,
+        "text_config.head_dim": 0,
+        "text_config.num_key_value_heads": 4,
+    },
     "granite4_vision": {
         "deepstack_layer_map": [[0, 1], [1, 2]],
         "spatial_target_layers": [1, 2],
