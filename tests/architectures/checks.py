@@ -135,6 +135,7 @@ class Case:
         if self.has_points:
             return [s.name for s in self.m.sites() if s.place.path in self.ran]
         paths = [p for p, y in self.ran.items() if p and _main(y) is not None]
+        paths = [p for p in paths if ".parametrizations." not in p]  # they make weights
         return [site for p in paths if self._is_readable(p) for site in self.sites_of(p)]
 
     def sites_of(self, path: str) -> list[str]:
