@@ -177,12 +177,15 @@ class Case:
             if isinstance(_main(self.ran.get(f"{p}.{i}")), Tensor)
         ]
         others = [p for p, y in self.ran.items() if p and _main(y) is not None]
-        blocks = blocks or others
-        axes = (3,) if self.text else (2, 3, 4)
-        blocks = [b for b in blocks if _main(self.ran[b]).dim() in axes]
+        blocks = self._editable(blocks) or self._editable(others)
         if not blocks:
             raise Nothing("no module returns a tensor that an edit could be made of")
         return self.m.sites(f"{blocks[len(blocks) // 2]}:out")[0]
+
+    def _editable(self, paths: Sequence[str]) -> list[str]:
+        """Return modules of which a vector can be added to what they return."""
+        axes = (3,) if self.text else (2, 3, 4)
+        return [p for p in paths if _main(self.ran[p]).dim() in axes]
 
     @property
     def stream_like(self) -> Tensor:

@@ -249,6 +249,7 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "llama4": {"class": "Llama4ForConditionalGeneration"},
     "mamba2": {"num_heads": 8, "head_dim": 12, "n_groups": 2},
     "ministral": {"head_dim": 12},
+    "blt": {"encoder_hash_byte_group_vocab": 30},
     "mobilebert": {
         "embedding_size": 24,
         "hidden_size": 48,
@@ -286,16 +287,13 @@ NOT_EXAMINED: dict[str, str] = {
     "gemma3n": "it needs the package timm",
     "gemma4_assistant": "it allows no inputs of each layer, its texts have them by default",
     "gemma4_unified_assistant": "kinds of layers that fill a cache and that use it differ",
-    "janus": "it takes over 60 s",
     "kyutai_speech_to_text": "the groups of a convolution do not divide its channels",
     "muse_spark": "it needs a patch size, a width and a depth for each of the layers",
     "perception_lm": "it needs the package timm",
     "timm_backbone": "it needs the package timm",
     "timm_wrapper": "it needs the package timm",
-    "kimi_linear": "its recurrence in plain PyTorch takes over a minute",
     "vibevoice": "its sound tokenizer keeps hundreds of millions of weights under these rules",
     "vibevoice_asr": "its sound tokenizer keeps hundreds of millions of weights under these rules",
-    "blt": "its tables of byte n-grams have half a million rows whatever the configuration says",
 }
 """Type to the reason why no tiny network of it can be built, or nothing that it reads be made."""
 
