@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROWS = [[5, 17, 3, 68, 42, 9, 61], [7, 7, 30], [12, 55, 2, 56, 71]]
-"""Token ids of three prompts of 7, 3 and 5 tokens."""
+ROWS = [[5, 17, 3, 68, 42, 9, 61], [7, 7, 30, 11], [12, 55, 2, 56, 71]]
+"""Token ids of three prompts of 7, 4 and 5 tokens; the shorter lack an odd and an even number."""
 TARGETS = [[4, 33, 8, 21, 50]] * 3
 """What decoders behind an encoder read."""
 
