@@ -154,6 +154,12 @@ def _granite_speech5(config: Any) -> dict[str, Tensor]:
     return {"input_features": noise(2, 24, 4 * config.encoder_config.num_mel_bins)}
 
 
+def _kyutai(config: Any) -> dict[str, Tensor]:
+    """Return a token and the codes of sound for each step, (B, T, 1 + codebooks)."""
+    codes = torch.arange(2 * 7 * config.num_codebooks).view(2, 7, -1) * 7 % 90
+    return {"input_ids": torch.cat([ids()[..., None], codes], -1)}
+
+
 def _vitpose(config: Any) -> dict[str, Tensor]:
     return {"pixel_values": images(config)}
 
@@ -187,6 +193,7 @@ INPUTS: dict[str, Callable[[Any], dict[str, Tensor]]] = {
     "instructblip": _instructed,
     "instructblipvideo": _instructed_video,
     "kosmos-2": _kosmos,
+    "kyutai_speech_to_text": _kyutai,
     "pi0": _pi0,
     "pix2struct": _pix2struct,
     "siglip2": _siglip2,
