@@ -197,7 +197,7 @@ class Case:
         """Return an uneven vector for the middle."""
         x = self.stream_like
         units_first = self.middle.stack is None or self.middle.place.layout.channels_first
-        images = x.dim() == 4 and units_first
+        images = x.dim() == 4 and units_first and not x.shape[1] == x.shape[2] != x.shape[3]
         tokens = self.feed["input_ids"].shape[1] if self.text else 0
         turned = x.dim() == 3 and x.shape[1] != tokens == x.shape[2]  # SqueezeBERT: (B, D, T)
         width = x.shape[1] if images or turned else x.shape[-1]

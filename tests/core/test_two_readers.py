@@ -1,7 +1,7 @@
-"""Networks whose decoder reads tokens of its own, though their configuration tells of no decoder.
+"""Networks of two stacks, though their configuration tells of no encoder and no decoder.
 
-Of their two stacks neither is *the* stream: it would be one whose end is not what the network
-returns. They are read by module path.
+Neither is *the* stream: it would be one whose end is not what the network returns. They are read
+by module path.
 """
 
 from typing import Any
@@ -47,6 +47,15 @@ class Refiner(LlamaPreTrainedModel):  # type: ignore[misc]
         return self.lm_head(self.decoder(inputs_embeds=states).last_hidden_state)  # type: ignore[no-any-return]
 
 
+class Cutter(Refiner):
+    """Reads the same tokens twice: how it cuts them, and what it returns."""
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
+        cut = self.encoder(input_ids, **kwargs).last_hidden_state.sum(-1, keepdim=True) > 0
+        states = self.decoder.embed_tokens(input_ids) * torch.where(cut, 2.0, 1.0)
+        return self.lm_head(self.decoder(inputs_embeds=states).last_hidden_state)  # type: ignore[no-any-return]
+
+
 class Reader(Refiner):
     """The same without an argument for its decoder: a network that reads ids alone."""
 
@@ -67,12 +76,18 @@ def network(cls: Any) -> Any:
     return cls(config).eval()
 
 
-def test_no_stack_is_the_stream() -> None:
-    m = Model(network(Refiner))
+@pytest.mark.parametrize("cls", [Refiner, Cutter])
+def test_no_stack_is_the_stream(cls: Any) -> None:
+    m = Model(network(cls))
     assert all(s.stack is None for s in m.sites())
     with pytest.raises(SiteError):
         m.run(IDS, record=["resid_post.1"])
-    found = Model(network(Reader))
+
+
+def test_one_stack_is() -> None:
+    module = network(Reader)
+    del module.decoder
+    found = Model(module)
     assert found.note.startswith("found by structure: 2 blocks of LlamaDecoderLayer at encoder")
 
 

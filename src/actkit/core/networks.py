@@ -4,7 +4,7 @@
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,11 @@ def _by_structure(network: nn.Module, base: str) -> Network:
     lists = _block_lists(network) if _reads(network) else {}
     reason = ""
     for path in sorted(lists, key=lambda p: -len(lists[p]))[:MOST_TRIED]:
-        number = len(lists[path])
+        number, others = len(lists[path]), _alike(lists, path)
+        if others:
+            kind = type(lists[path][0]).__name__
+            reason = reason or f"{kind}s stand at {path} and at {', '.join(others)}"
+            continue
         try:
             stack = found_stack(network, f"{path}.{{}}", number)
         except REFUSALS as error:
@@ -152,6 +156,16 @@ def _block_lists(network: nn.Module) -> dict[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and not inside and _are_blocks(module):
             found[path] = module
     return found
+
+
+def _alike(lists: Mapping[str, nn.ModuleList], path: str) -> list[str]:
+    """Return the other lists with blocks of a class that a list has.
+
+    Of several stacks of one kind (BLT's patcher, encoder and decoder) none is known to be the one
+    whose end the network returns.
+    """
+    own = {type(m) for m in lists[path]}
+    return [p for p, blocks in lists.items() if p != path and own & {type(m) for m in blocks}]
 
 
 def _are_blocks(modules: nn.ModuleList) -> bool:
