@@ -234,14 +234,11 @@ def by_hand(
     network: nn.Module, site: Site, change: Callable[[Tensor, int], Tensor]
 ) -> Iterator[None]:
     """Change what a module returns, by a hook of our own; `change` gets the number of the pass."""
-    calls, passes, shared = [0], [-1], site.place.call  # ALBERT's blocks are one module
+    calls, shared = [0], site.place.call  # ALBERT's blocks are one module
     number = 1 if shared is None or site.stack is None else site.stack.num_blocks
 
-    def begin(*_: Any) -> None:
-        passes[0] += 1
-
     def hook(_: Any, __: Any, output: Any) -> Any:
-        turn, call = calls[0] % number, passes[0]
+        call, turn = divmod(calls[0], number)
         calls[0] += 1
         if shared is not None and turn != shared:
             return None
@@ -251,12 +248,10 @@ def by_hand(
         return _with_main(output, change(x, call))
 
     handle = network.get_submodule(site.place.path).register_forward_hook(hook)
-    door = network.register_forward_pre_hook(begin)
     try:
         yield
     finally:
         handle.remove()
-        door.remove()
 
 
 def added(v: Tensor, tokens: Sequence[int] | None = None) -> Callable[[Tensor, int], Tensor]:
@@ -624,18 +619,21 @@ def gradient(c: Case) -> None:
 
 def generation(c: Case) -> None:
     """Edits in `generate`, everywhere and on written tokens, are what hooks by hand do."""
-    if not (c.text and getattr(c.network, "can_generate", lambda: False)()):
+    if not getattr(c.network, "can_generate", lambda: False)():
         raise Nothing("it does not write text")
     if c.middle.stack is not None and c.middle.stack.name == "encoder":
         raise Nothing("the middle is in the encoder")
     c.network.generation_config.eos_token_id = None
     c.network.generation_config.forced_eos_token_id = None
     own = Model(c.network, tokenizer())
-    kwargs = {k: x for k, x in own.encode(ROWS).kwargs.items() if k != "position_ids"}
+    given = own.encode(ROWS).kwargs if c.text else c.feed
+    kwargs = {k: x for k, x in given.items() if k not in ("position_ids", "decoder_input_ids")}
     try:
         plain = _written(c, kwargs)
     except Exception as error:  # whatever transformers' own generate raises
         raise Nothing(f"its own generate fails: {type(error).__name__}: {_line(error)}") from error
+    if plain.dim() != 2:
+        raise Nothing("it does not write text")
     for phase in ("all", "generated"):
         v, wanted = _moving(c, kwargs, plain, phase)
         edits = [ak.add(c.middle.name, v, where=ak.Where(tokens=phase))]
@@ -643,8 +641,13 @@ def generation(c: Case) -> None:
             got = _written(c, kwargs)
         if not torch.equal(got, wanted):
             raise Wrong(f"edited, tokens={phase!r}: wrote other tokens than the hook by hand")
-        texts = own.generate(ROWS, edits=edits, max_new_tokens=NEW, num_beams=1)
-        if texts != [_text(c, own, row, v, phase) for row in ROWS]:
+        if c.text:
+            texts = own.generate(ROWS, edits=edits, max_new_tokens=NEW, num_beams=1)
+            alone = [_text(c, own, row, v, phase) for row in ROWS]
+        else:
+            texts = own.generate(kwargs, edits=edits, max_new_tokens=NEW, num_beams=1)
+            alone = _new_texts(c, own, kwargs, wanted)
+        if texts != alone:
             raise Wrong(f"generate, tokens={phase!r}: wrote other tokens than the hook by hand")
 
 
@@ -653,14 +656,21 @@ def _text(c: Case, own: Model, row: list[int], v: Tensor, phase: str) -> str:
     kwargs = {k: x for k, x in own.encode([row]).kwargs.items() if k != "position_ids"}
     with by_hand(c.network, c.middle, _at_phase(v, phase, _num_given(c, kwargs))):
         ids = _written(c, kwargs)
-    start = 0 if c.network.config.is_encoder_decoder else kwargs["input_ids"].shape[1]
-    [text] = own.tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
-    return str(text)
+    [text] = _new_texts(c, own, kwargs, ids)
+    return text
+
+
+def _new_texts(c: Case, own: Model, kwargs: Mapping[str, Any], written: Tensor) -> list[str]:
+    """Return what the network's own `generate` wrote, without the prompt."""
+    start = _num_given(c, kwargs) if "input_ids" in kwargs else 0
+    start = 0 if c.network.config.is_encoder_decoder else start
+    return list(own.tokenizer.batch_decode(written[:, start:], skip_special_tokens=True))
 
 
 def _num_given(c: Case, kwargs: Mapping[str, Any]) -> int:
     """Return how many tokens are not written: the prompt's, or those that a decoder begins with."""
-    return 1 if c.network.config.is_encoder_decoder else int(kwargs["input_ids"].shape[1])
+    text = "input_ids" in kwargs and not c.network.config.is_encoder_decoder
+    return int(kwargs["input_ids"].shape[1]) if text else 1
 
 
 def _at_phase(v: Tensor, phase: str, given: int) -> Callable[[Tensor, int], Tensor]:
