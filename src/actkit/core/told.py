@@ -69,6 +69,7 @@ def told_by_generate(module: nn.Module, args: tuple[Any, ...], given: Mapping[st
         rows=len(main),
         each=max(sequences),
         pieces=generation_setting(module, given, "prefill_chunk_size") is not None,
+        writes=True,
         reason=f"with {tried[0]} several tokens are tried at once" if tried else "",
     )
 
