@@ -619,21 +619,30 @@ def gradient(c: Case) -> None:
 
 def generation(c: Case) -> None:
     """Edits in `generate`, everywhere and on written tokens, are what hooks by hand do."""
-    if not getattr(c.network, "can_generate", lambda: False)():
+    ids = c.feed.get("decoder_input_ids", c.feed.get("input_ids"))
+    can_generate = getattr(c.network, "can_generate", lambda: False)()
+    if not can_generate or ids is None or ids.dim() != 2:
         raise Nothing("it does not write text")
     if c.middle.stack is not None and c.middle.stack.name == "encoder":
         raise Nothing("the middle is in the encoder")
     c.network.generation_config.eos_token_id = None
     c.network.generation_config.forced_eos_token_id = None
+    if "decoder_input_ids" in c.feed and c.network.generation_config.decoder_start_token_id is None:
+        c.network.generation_config.decoder_start_token_id = 2
     own = Model(c.network, tokenizer())
     given = own.encode(ROWS).kwargs if c.text else c.feed
     kwargs = {k: x for k, x in given.items() if k not in ("position_ids", "decoder_input_ids")}
+    calls: list[Any] = []
+    module = c.network.get_submodule(c.middle.place.path)
+    handle = module.register_forward_hook(lambda *_: calls.append(1))
     try:
         plain = _written(c, kwargs)
     except Exception as error:  # whatever transformers' own generate raises
         raise Nothing(f"its own generate fails: {type(error).__name__}: {_line(error)}") from error
-    if plain.dim() != 2:
-        raise Nothing("it does not write text")
+    finally:
+        handle.remove()
+    if len(calls) < NEW:
+        raise Nothing("the middle does not run for each token")
     for phase in ("all", "generated"):
         v, wanted = _moving(c, kwargs, plain, phase)
         edits = [ak.add(c.middle.name, v, where=ak.Where(tokens=phase))]
@@ -688,7 +697,9 @@ def _at_phase(v: Tensor, phase: str, given: int) -> Callable[[Tensor, int], Tens
 
 def _written(c: Case, kwargs: Mapping[str, Any]) -> Tensor:
     """Return what the network's own `generate` writes."""
-    settings = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "num_beams": 1}
+    settings = {"max_new_tokens": NEW, "do_sample": False, "num_beams": 1}
+    if c.text:  # beside images BLIP's says itself what pads
+        settings["pad_token_id"] = 0
     with torch.no_grad():
         return torch.as_tensor(c.network.generate(**kwargs, **settings))
 
