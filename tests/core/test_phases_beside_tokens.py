@@ -89,8 +89,9 @@ def test_a_decoder_of_sound_begins_with_one_token(tokens: Any, passes: list[int]
 
 @pytest.mark.parametrize("tokens", ["prompt", "generated", slice(0, 1)])
 def test_passes_that_were_not_seen_to_begin_have_no_phase(tokens: Any) -> None:
-    m = Model(blip(), tiny.tokenizer())
+    network = blip()
+    m = Model(network, tiny.tokenizer())
     edit = ak.scale("text_decoder.bert.encoder.layer.1:out", 2.0, where=ak.Where(tokens=tokens))
-    with tiny.untouched(m.module), pytest.raises(EditError, match="was seen to begin"):  # noqa: SIM117
+    with tiny.untouched(network), pytest.raises(EditError, match="was seen to begin"):  # noqa: SIM117
         with m.edited([edit]):
-            m.module.generate(images(), **SETTINGS)
+            network.generate(images(), **SETTINGS)

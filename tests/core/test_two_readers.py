@@ -16,15 +16,17 @@ from actkit.core.errors import SiteError
 from actkit.core.model import Model
 from tests.core import tiny
 
+CONFIG: Any = LlamaConfig
+NETWORK: Any = LlamaPreTrainedModel
 IDS = torch.tensor([[5, 17, 3, 68, 42], [7, 30, 9, 2, 55]])
 CANVAS = torch.tensor([[4, 33, 8], [21, 50, 13]])
 
 
-class RefinerConfig(LlamaConfig):  # type: ignore[misc]
+class RefinerConfig(CONFIG):  # type: ignore[misc]
     model_type = "refiner"
 
 
-class Refiner(LlamaPreTrainedModel):  # type: ignore[misc]
+class Refiner(NETWORK):  # type: ignore[misc]
     """Reads a prompt, and refines a canvas that sees it."""
 
     config_class = RefinerConfig
@@ -36,7 +38,7 @@ class Refiner(LlamaPreTrainedModel):  # type: ignore[misc]
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.encoder.embed_tokens  # type: ignore[no-any-return]
+        return self.encoder.embed_tokens
 
     def forward(
         self, input_ids: Tensor, decoder_input_ids: Tensor | None = None, **kwargs: Any
@@ -50,7 +52,7 @@ class Refiner(LlamaPreTrainedModel):  # type: ignore[misc]
 class Cutter(Refiner):
     """Reads the same tokens twice: how it cuts them, and what it returns."""
 
-    def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
         cut = self.encoder(input_ids, **kwargs).last_hidden_state.sum(-1, keepdim=True) > 0
         states = self.decoder.embed_tokens(input_ids) * torch.where(cut, 2.0, 1.0)
         return self.lm_head(self.decoder(inputs_embeds=states).last_hidden_state)  # type: ignore[no-any-return]
@@ -59,7 +61,7 @@ class Cutter(Refiner):
 class Reader(Refiner):
     """The same without an argument for its decoder: a network that reads ids alone."""
 
-    def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
         return self.lm_head(self.encoder(input_ids, **kwargs).last_hidden_state)  # type: ignore[no-any-return]
 
 

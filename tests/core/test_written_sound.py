@@ -17,6 +17,7 @@ from actkit.core.errors import InputError
 from actkit.core.model import Model
 from tests.core import tiny
 
+LLAMA: Any = LlamaForCausalLM
 PROMPTS = [[5, 17, 3], [7, 30, 9]]
 
 
@@ -43,10 +44,11 @@ def dia() -> Any:
         "bos_token_id": 92,
     }
     config = DiaConfig(encoder_config=sizes, decoder_config=sound, delay_pattern=[0, 1, 2])
-    return DiaForConditionalGeneration(config).eval()
+    network: Any = DiaForConditionalGeneration(config)
+    return network.eval()
 
 
-class Waves(LlamaForCausalLM):  # type: ignore[misc]
+class Waves(LLAMA):  # type: ignore[misc]
     """A network that turns what it writes into sound."""
 
     def generate(self, *args: Any, **kwargs: Any) -> Tensor:
