@@ -234,12 +234,16 @@ def by_hand(
     network: nn.Module, site: Site, change: Callable[[Tensor, int], Tensor]
 ) -> Iterator[None]:
     """Change what a module returns, by a hook of our own; `change` gets the number of the pass."""
-    calls, shared = [0], site.place.call  # ALBERT's blocks are one module
+    calls, passes, shared = [0], [-1], site.place.call  # ALBERT's blocks are one module
     number = 1 if shared is None or site.stack is None else site.stack.num_blocks
+
+    def begin(*_: Any) -> None:
+        passes[0] += 1
 
     def hook(_: Any, __: Any, output: Any) -> Any:
         call, turn = divmod(calls[0], number)
         calls[0] += 1
+        call = passes[0] if passes[0] >= 0 else call  # BLIP's generate calls a part of it alone
         if shared is not None and turn != shared:
             return None
         x = _main(output)
@@ -248,10 +252,12 @@ def by_hand(
         return _with_main(output, change(x, call))
 
     handle = network.get_submodule(site.place.path).register_forward_hook(hook)
+    door = network.register_forward_pre_hook(begin)
     try:
         yield
     finally:
         handle.remove()
+        door.remove()
 
 
 def added(v: Tensor, tokens: Sequence[int] | None = None) -> Callable[[Tensor, int], Tensor]:
@@ -627,8 +633,10 @@ def generation(c: Case) -> None:
         raise Nothing("the middle is in the encoder")
     c.network.generation_config.eos_token_id = None
     c.network.generation_config.forced_eos_token_id = None
-    if "decoder_input_ids" in c.feed and c.network.generation_config.decoder_start_token_id is None:
-        c.network.generation_config.decoder_start_token_id = 2
+    settings = c.network.generation_config
+    answers = "decoder_input_ids" in c.feed
+    if answers and getattr(settings, "decoder_start_token_id", 0) is None:
+        settings.decoder_start_token_id = 2
     own = Model(c.network, tokenizer())
     given = own.encode(ROWS).kwargs if c.text else c.feed
     kwargs = {k: x for k, x in given.items() if k not in ("position_ids", "decoder_input_ids")}
