@@ -631,26 +631,11 @@ def generation(c: Case) -> None:
         raise Nothing("it does not write text")
     if c.middle.stack is not None and c.middle.stack.name == "encoder":
         raise Nothing("the middle is in the encoder")
-    c.network.generation_config.eos_token_id = None
-    c.network.generation_config.forced_eos_token_id = None
-    settings = c.network.generation_config
-    answers = "decoder_input_ids" in c.feed
-    if answers and getattr(settings, "decoder_start_token_id", 0) is None:
-        settings.decoder_start_token_id = 2
+    _set_ends(c)
     own = Model(c.network, tokenizer())
     given = own.encode(ROWS).kwargs if c.text else c.feed
     kwargs = {k: x for k, x in given.items() if k not in ("position_ids", "decoder_input_ids")}
-    calls: list[Any] = []
-    module = c.network.get_submodule(c.middle.place.path)
-    handle = module.register_forward_hook(lambda *_: calls.append(1))
-    try:
-        plain = _written(c, kwargs)
-    except Exception as error:  # whatever transformers' own generate raises
-        raise Nothing(f"its own generate fails: {type(error).__name__}: {_line(error)}") from error
-    finally:
-        handle.remove()
-    if len(calls) < NEW:
-        raise Nothing("the middle does not run for each token")
+    plain = _plainly_written(c, kwargs)
     for phase in ("all", "generated"):
         v, wanted = _moving(c, kwargs, plain, phase)
         edits = [ak.add(c.middle.name, v, where=ak.Where(tokens=phase))]
@@ -666,6 +651,32 @@ def generation(c: Case) -> None:
             alone = _new_texts(c, own, kwargs, wanted)
         if texts != alone:
             raise Wrong(f"generate, tokens={phase!r}: wrote other tokens than the hook by hand")
+
+
+def _set_ends(c: Case) -> None:
+    """Let the network write as long as it is asked to, and begin if it does not say with what."""
+    settings = c.network.generation_config
+    settings.eos_token_id = None
+    settings.forced_eos_token_id = None
+    answers = "decoder_input_ids" in c.feed
+    if answers and getattr(settings, "decoder_start_token_id", 0) is None:
+        settings.decoder_start_token_id = 2
+
+
+def _plainly_written(c: Case, kwargs: Mapping[str, Any]) -> Tensor:
+    """Return what the network writes by itself, if the middle runs for each token."""
+    calls: list[Any] = []
+    module = c.network.get_submodule(c.middle.place.path)
+    handle = module.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        plain = _written(c, kwargs)
+    except Exception as error:  # whatever transformers' own generate raises
+        raise Nothing(f"its own generate fails: {type(error).__name__}: {_line(error)}") from error
+    finally:
+        handle.remove()
+    if len(calls) < NEW:
+        raise Nothing("the middle does not run for each token")
+    return plain
 
 
 def _text(c: Case, own: Model, row: list[int], v: Tensor, phase: str) -> str:
