@@ -94,15 +94,15 @@ def _by_structure(network: nn.Module, base: str) -> Network:
     lists = _block_lists(network) if _reads(network) else {}
     reason = ""
     for path in sorted(lists, key=lambda p: -len(lists[p]))[:MOST_TRIED]:
-        number, others = len(lists[path]), _alike(lists, path)
-        if others:
-            kind = type(lists[path][0]).__name__
-            reason = reason or f"{kind}s stand at {path} and at {', '.join(others)}"
-            continue
+        number = len(lists[path])
         try:
             stack = found_stack(network, f"{path}.{{}}", number)
         except REFUSALS as error:
             reason = reason or (str(error) or type(error).__name__).splitlines()[0]
+            continue
+        if others := _alike(lists, path):
+            kind = type(lists[path][0]).__name__
+            reason = reason or f"{kind}s stand at {path} and at {', '.join(others)}"
             continue
         sites = tuple(stack_sites(stack, base))
         points = ", ".join(dict.fromkeys(s.name.partition(".")[0] for s in sites if not s.refused))
