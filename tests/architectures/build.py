@@ -65,7 +65,9 @@ class Built:
 def build(kind: str) -> Built:
     """Return the tiny network of a type."""
     what, name = types()[kind]
-    config = shrunk(CONFIG_MAPPING[kind], TWEAKS.get(kind, {}))
+    tweaks = TWEAKS.get(kind, {})
+    config = shrunk(CONFIG_MAPPING[kind], tweaks)
+    config = getattr(config, tweaks["part"]) if "part" in tweaks else config
     cls = getattr(transformers, name)
     torch.manual_seed(zlib.crc32(kind.encode()))
     network = cls(config)

@@ -8,6 +8,7 @@ Shapes: B batch, T tokens, H heads, S keys, D width.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 import actkit as ak
-from actkit.core.errors import ActkitError
+from actkit.core.errors import ActkitError, SiteError
 from actkit.core.model import Model
 from actkit.core.sites import Site
 from tests.architectures.build import Built
-from tests.architectures.feed import ROWS, TARGETS, NoFeed, even
+from tests.architectures.feed import even
+from tests.architectures.inputs import ROWS, TARGETS
 from tests.architectures.tweaks import ADDED_TO_NORMED, SINKS_APART
 from tests.core.architectures.parity import tensors
 from tests.core.tiny import state, tokenizer
@@ -84,12 +86,14 @@ class Case:
         feed: Arguments of one call.
         m: The opened model.
         cells: Results by check.
+        calls: How often each module runs in one pass, by path; known once `ran` is.
     """
 
     built: Built
     feed: dict[str, Any]
     m: Model
     cells: dict[str, Cell] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
 
     @property
     def network(self) -> Any:
@@ -115,6 +119,7 @@ class Case:
 
             def keep(_: Any, __: Any, output: Any, path: str = path) -> None:
                 found.setdefault(path, output)
+                self.calls[path] += 1
 
             handles.append(module.register_forward_hook(keep))
         try:
@@ -130,7 +135,13 @@ class Case:
         if self.has_points:
             return [s.name for s in self.m.sites() if s.place.path in self.ran]
         paths = [p for p, y in self.ran.items() if p and _main(y) is not None]
-        return [f"{p}:out" for p in paths if self._is_readable(p)]
+        paths = [p for p in paths if ".parametrizations." not in p]  # they make weights
+        return [site for p in paths if self._is_readable(p) for site in self.sites_of(p)]
+
+    def sites_of(self, path: str) -> list[str]:
+        """Return what a module returns, in each of its calls."""
+        number = self.calls[path]
+        return [f"{path}:out{f'#{i}' if number > 1 else ''}" for i in range(number)]
 
     def _is_readable(self, path: str) -> bool:
         """Say whether a module's tensor has rows; scores may not where tokens stand first."""
@@ -146,7 +157,9 @@ class Case:
     @cached_property
     def text(self) -> bool:
         """Say whether the network reads token ids, and nothing else."""
-        return "input_ids" in self.feed and set(self.feed) <= {"input_ids", "decoder_input_ids"}
+        ids = {"input_ids", "decoder_input_ids"}
+        one_each = all(x.dim() == 2 for x in self.feed.values())  # Dia reads several codes a step
+        return "input_ids" in self.feed and set(self.feed) <= ids and one_each
 
     @cached_property
     def middle(self) -> Site:
@@ -164,12 +177,15 @@ class Case:
             if isinstance(_main(self.ran.get(f"{p}.{i}")), Tensor)
         ]
         others = [p for p, y in self.ran.items() if p and _main(y) is not None]
-        blocks = blocks or others
-        axes = (3,) if self.text else (2, 3, 4)
-        blocks = [b for b in blocks if _main(self.ran[b]).dim() in axes]
+        blocks = self._editable(blocks) or self._editable(others)
         if not blocks:
             raise Nothing("no module returns a tensor that an edit could be made of")
         return self.m.sites(f"{blocks[len(blocks) // 2]}:out")[0]
+
+    def _editable(self, paths: Sequence[str]) -> list[str]:
+        """Return modules of which a vector can be added to what they return."""
+        axes = (3,) if self.text else (2, 3, 4)
+        return [p for p in paths if _main(self.ran[p]).dim() in axes]
 
     @property
     def stream_like(self) -> Tensor:
@@ -181,7 +197,7 @@ class Case:
         """Return an uneven vector for the middle."""
         x = self.stream_like
         units_first = self.middle.stack is None or self.middle.place.layout.channels_first
-        images = x.dim() == 4 and units_first
+        images = x.dim() == 4 and units_first and not x.shape[1] == x.shape[2] != x.shape[3]
         tokens = self.feed["input_ids"].shape[1] if self.text else 0
         turned = x.dim() == 3 and x.shape[1] != tokens == x.shape[2]  # SqueezeBERT: (B, D, T)
         width = x.shape[1] if images or turned else x.shape[-1]
@@ -225,8 +241,9 @@ def by_hand(
         passes[0] += 1
 
     def hook(_: Any, __: Any, output: Any) -> Any:
-        turn, call = calls[0] % number, passes[0]
+        call, turn = divmod(calls[0], number)
         calls[0] += 1
+        call = passes[0] if passes[0] >= 0 else call  # BLIP's generate calls a part of it alone
         if shared is not None and turn != shared:
             return None
         x = _main(output)
@@ -548,12 +565,21 @@ def restored(c: Case) -> None:
     ]
     plain = [n for n in plain if c.m.sites(n)[0].place.side in ("in", "out")]
     rest = [n for n in c.names if n not in plain]
-    back = [ak.apply(n, torch.clone) for n in plain]
-    same(c.m.run(c.feed, edits=back).output, c.plain, "put back")
+    try:
+        same(_put_back(c, plain), c.plain, "put back")
+    except SiteError:  # of some the axes cannot be known: hold the others, then say so
+        for n in plain:
+            with suppress(SiteError):
+                same(_put_back(c, [n]), c.plain, f"{n} put back")
+        raise
     if rest:
-        got = c.m.run(c.feed, edits=[ak.apply(n, torch.clone) for n in rest]).output
-        for a, b in zip(tensors(got), tensors(c.plain), strict=True):
+        for a, b in zip(tensors(_put_back(c, rest)), tensors(c.plain), strict=True):
             close(a, b, "attention put back")
+
+
+def _put_back(c: Case, names: Sequence[str]) -> Any:
+    """Return the output of a run in which sites get what they had."""
+    return c.m.run(c.feed, edits=[ak.apply(n, torch.clone) for n in names]).output
 
 
 def edit(c: Case) -> None:
@@ -599,18 +625,17 @@ def gradient(c: Case) -> None:
 
 def generation(c: Case) -> None:
     """Edits in `generate`, everywhere and on written tokens, are what hooks by hand do."""
-    if not (c.text and getattr(c.network, "can_generate", lambda: False)()):
+    ids = c.feed.get("decoder_input_ids", c.feed.get("input_ids"))
+    can_generate = getattr(c.network, "can_generate", lambda: False)()
+    if not can_generate or ids is None or ids.dim() != 2:
         raise Nothing("it does not write text")
     if c.middle.stack is not None and c.middle.stack.name == "encoder":
         raise Nothing("the middle is in the encoder")
-    c.network.generation_config.eos_token_id = None
-    c.network.generation_config.forced_eos_token_id = None
+    _set_ends(c)
     own = Model(c.network, tokenizer())
-    kwargs = {k: x for k, x in own.encode(ROWS).kwargs.items() if k != "position_ids"}
-    try:
-        plain = _written(c, kwargs)
-    except Exception as error:  # whatever transformers' own generate raises
-        raise Nothing(f"its own generate fails: {type(error).__name__}: {_line(error)}") from error
+    given = own.encode(ROWS).kwargs if c.text else c.feed
+    kwargs = {k: x for k, x in given.items() if k not in ("position_ids", "decoder_input_ids")}
+    plain = _plainly_written(c, kwargs)
     for phase in ("all", "generated"):
         v, wanted = _moving(c, kwargs, plain, phase)
         edits = [ak.add(c.middle.name, v, where=ak.Where(tokens=phase))]
@@ -618,9 +643,40 @@ def generation(c: Case) -> None:
             got = _written(c, kwargs)
         if not torch.equal(got, wanted):
             raise Wrong(f"edited, tokens={phase!r}: wrote other tokens than the hook by hand")
-        texts = own.generate(ROWS, edits=edits, max_new_tokens=NEW, num_beams=1)
-        if texts != [_text(c, own, row, v, phase) for row in ROWS]:
+        if c.text:
+            texts = own.generate(ROWS, edits=edits, max_new_tokens=NEW, num_beams=1)
+            alone = [_text(c, own, row, v, phase) for row in ROWS]
+        else:
+            texts = own.generate(kwargs, edits=edits, max_new_tokens=NEW, num_beams=1)
+            alone = _new_texts(c, own, kwargs, wanted)
+        if texts != alone:
             raise Wrong(f"generate, tokens={phase!r}: wrote other tokens than the hook by hand")
+
+
+def _set_ends(c: Case) -> None:
+    """Let the network write as long as it is asked to, and begin if it does not say with what."""
+    settings = c.network.generation_config
+    settings.eos_token_id = None
+    settings.forced_eos_token_id = None
+    answers = "decoder_input_ids" in c.feed
+    if answers and getattr(settings, "decoder_start_token_id", 0) is None:
+        settings.decoder_start_token_id = 2
+
+
+def _plainly_written(c: Case, kwargs: Mapping[str, Any]) -> Tensor:
+    """Return what the network writes by itself, if the middle runs for each token."""
+    calls: list[Any] = []
+    module = c.network.get_submodule(c.middle.place.path)
+    handle = module.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        plain = _written(c, kwargs)
+    except Exception as error:  # whatever transformers' own generate raises
+        raise Nothing(f"its own generate fails: {type(error).__name__}: {_line(error)}") from error
+    finally:
+        handle.remove()
+    if len(calls) < NEW:
+        raise Nothing("the middle does not run for each token")
+    return plain
 
 
 def _text(c: Case, own: Model, row: list[int], v: Tensor, phase: str) -> str:
@@ -628,14 +684,21 @@ def _text(c: Case, own: Model, row: list[int], v: Tensor, phase: str) -> str:
     kwargs = {k: x for k, x in own.encode([row]).kwargs.items() if k != "position_ids"}
     with by_hand(c.network, c.middle, _at_phase(v, phase, _num_given(c, kwargs))):
         ids = _written(c, kwargs)
-    start = 0 if c.network.config.is_encoder_decoder else kwargs["input_ids"].shape[1]
-    [text] = own.tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
-    return str(text)
+    [text] = _new_texts(c, own, kwargs, ids)
+    return text
+
+
+def _new_texts(c: Case, own: Model, kwargs: Mapping[str, Any], written: Tensor) -> list[str]:
+    """Return what the network's own `generate` wrote, without the prompt."""
+    start = _num_given(c, kwargs) if "input_ids" in kwargs else 0
+    start = 0 if c.network.config.is_encoder_decoder else start
+    return list(own.tokenizer.batch_decode(written[:, start:], skip_special_tokens=True))
 
 
 def _num_given(c: Case, kwargs: Mapping[str, Any]) -> int:
     """Return how many tokens are not written: the prompt's, or those that a decoder begins with."""
-    return 1 if c.network.config.is_encoder_decoder else int(kwargs["input_ids"].shape[1])
+    text = "input_ids" in kwargs and not c.network.config.is_encoder_decoder
+    return int(kwargs["input_ids"].shape[1]) if text else 1
 
 
 def _at_phase(v: Tensor, phase: str, given: int) -> Callable[[Tensor, int], Tensor]:
@@ -653,7 +716,9 @@ def _at_phase(v: Tensor, phase: str, given: int) -> Callable[[Tensor, int], Tens
 
 def _written(c: Case, kwargs: Mapping[str, Any]) -> Tensor:
     """Return what the network's own `generate` writes."""
-    settings = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "num_beams": 1}
+    settings = {"max_new_tokens": NEW, "do_sample": False, "num_beams": 1}
+    if c.text:  # beside images BLIP's says itself what pads
+        settings["pad_token_id"] = 0
     with torch.no_grad():
         return torch.as_tensor(c.network.generate(**kwargs, **settings))
 
@@ -743,7 +808,7 @@ def batched(c: Case) -> None:
     """Rows of several lengths in one batch are what each is alone."""
     if not c.text:
         raise Nothing("no token ids")
-    names = [n for n in c.names if c.has_points] or [c.middle.name]
+    names = [n for n in c.names if c.has_points] or c.sites_of(c.middle.place.path)
     for row in ROWS:
         _check_readable(c, _ragged(c, [row]))
     alone = [c.m.run(_ragged(c, [r]), record=names) for r in ROWS]
@@ -790,16 +855,15 @@ def examined(built: Built) -> dict[str, Any]:
     Returns:
         "what", "class", "note", "points" (of each the layers that have it, and the reasons of
         those that do not) and "cells".
+
+    Raises:
+        NoFeed: Nothing that the network reads was found.
     """
     result: dict[str, Any] = {"what": built.what, "class": type(built.network).__name__}
     cells: dict[str, Cell] = {}
-    try:
-        feed = even(built)
-        with suppress(Exception), torch.no_grad():  # transformers keeps hooks of its own for these
-            built.network(**feed, output_hidden_states=True, output_attentions=True)
-    except NoFeed as error:
-        feed = {}
-        cells["feed"] = Cell("none", f"nothing it reads was found: {error}")
+    feed = even(built)
+    with suppress(Exception), torch.no_grad():  # transformers keeps hooks of its own for these
+        built.network(**feed, output_hidden_states=True, output_attentions=True)
     before, config = state(built.network), built.network.config.to_dict()
     try:
         m = Model(built.network)
@@ -810,10 +874,9 @@ def examined(built: Built) -> dict[str, Any]:
         cells["open"] = Cell("wrong", f"bare {type(error).__name__}: {_line(error)}")
     if cells["open"].status == "holds":
         result |= {"note": m.note, "points": _points(m)}
-        if feed:
-            case = Case(built, feed, m)
-            for name, check in CHECKS.items():
-                cells[name] = _cell(check, case)
+        case = Case(built, feed, m)
+        for name, check in CHECKS.items():
+            cells[name] = _cell(check, case)
     left = state(built.network) == before
     kept = built.network.config.to_dict() == config
     cells["clean"] = Cell("holds") if left and kept else Cell("wrong", "something was left behind")

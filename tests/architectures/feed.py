@@ -11,12 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.architectures.build import Built
-from tests.architectures.tweaks import INPUTS
-
-ROWS = [[5, 17, 3, 68, 42, 9, 61], [7, 7, 30], [12, 55, 2, 56, 71]]
-"""Token ids of three prompts of 7, 3 and 5 tokens."""
-TARGETS = [[4, 33, 8, 21, 50]] * 3
-"""What decoders behind an encoder read."""
+from tests.architectures.inputs import INPUTS, ids, noise, targets
 
 
 class NoFeed(Exception):  # noqa: N818
@@ -39,36 +34,29 @@ def even(built: Built) -> dict[str, Any]:
 
 def _candidates(built: Built) -> Iterator[dict[str, Any]]:
     network = built.network
+    if built.kind in INPUTS:
+        yield INPUTS[built.kind](network.config)
+        return
     names = inspect.signature(network.forward).parameters
-    extra = {k: v() for k, v in INPUTS.get(built.kind, {}).items()}
-    main = network.main_input_name
-    targets = {}
-    if "decoder_input_ids" in names:
-        targets = {"decoder_input_ids": torch.tensor(TARGETS[:2])}
-    if main in extra:
-        yield extra
+    decoder = {"decoder_input_ids": targets()} if "decoder_input_ids" in names else {}
     if "input_ids" in names:
-        ids = torch.tensor([ROWS[0], ROWS[0][::-1]])
-        if targets:
-            yield {"input_ids": ids, **targets, **extra}
-        yield {"input_ids": ids, **extra}
+        if decoder:
+            yield {"input_ids": ids(), **decoder}
+        yield {"input_ids": ids()}
+    main = network.main_input_name
     for name in ("pixel_values", "pixel_values_videos", "input_values", "input_features", main):
         if name in names and name != "input_ids":
             for x in _tensors(network, name):
-                if targets:
-                    yield {name: x, **targets, **extra}
-                yield {name: x, **extra}
+                if decoder:
+                    yield {name: x, **decoder}
+                yield {name: x}
 
 
 def _tensors(network: Any, name: str) -> Iterator[Tensor]:
     """Return images or sounds of the sizes that the configuration tells, then others."""
-    gen = torch.Generator().manual_seed(3)
-
-    def noise(*shape: int) -> Tensor:
-        return 0.3 + 1.7 * torch.randn(*shape, generator=gen)
-
     if "pixel" in name:
-        configs = [network.config, getattr(network.config, "vision_config", None)]
+        configs = [getattr(network.config, name, None) for name in ("vision_config", "encoder")]
+        configs.insert(0, network.config)
         sizes = [s for c in configs for s in _image_sizes(c)] or [32]
         channels = getattr(network.config, "num_channels", 3)
         channels = channels if isinstance(channels, int) else 3

@@ -71,7 +71,10 @@ def write(results: dict[str, dict[str, Any]]) -> None:
     lines += _table(["type", *POINTS], rows)
     lines += ["\n## Reasons\n", *notes.lines()]
     others = {k: r["reason"] for k, r in results.items() if "cells" not in r}
-    lines += ["\n## Not examined\n", "No tiny network of these types was built, or none in time.\n"]
+    lines += [
+        "\n## Not examined\n",
+        "No tiny network of these types was built and fed, or none in time.\n",
+    ]
     lines += _table(["type", "reason"], [[k, _safe(why)] for k, why in others.items()])
     PAGE.write_text("\n".join(lines) + "\n")
 
@@ -103,12 +106,8 @@ def _found(result: dict[str, Any]) -> str:
 
 def _checks(kind: str, result: dict[str, Any], notes: Notes) -> list[str]:
     row = [kind, _found(result)]
-    lost = result["cells"].get("feed")
     for name in COLUMNS:
         status, words = result["cells"].get(name, ("none", ""))
-        if lost and name not in result["cells"]:
-            row.append(str(notes.number(lost[1])))
-            continue
         if status == "refused":
             row.append(str(notes.number(words)))
         elif status == "wrong":

@@ -68,7 +68,8 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"mamba_d_ssm", 2 * WIDTH),
     (r"linear_num_key_heads", 2),
     (r"linear_num_value_heads", 4),
-    (r"linear_key_head_dim|linear_value_head_dim", HEAD),
+    (r"linear_num_heads", HEADS),
+    (r"linear_(key_|value_)?head_dim", HEAD),
     (r"rotary_dim", 4),
     (r"time_step_rank|mamba_dt_rank", 6),
     (r"chunk_size|mamba_chunk_size", 8),
@@ -117,7 +118,7 @@ def shrunk(kind: Any, tweaks: Mapping[str, Any], path: str = "") -> Any:
         given["head_dim"] = given["qk_rope_head_dim"]
         given["num_key_value_heads"] = given.get("num_attention_heads", HEADS)
     own = {k.removeprefix(path): v for k, v in tweaks.items() if k.startswith(path)}
-    given |= {k: v for k, v in own.items() if "." not in k and k != "class"}
+    given |= {k: v for k, v in own.items() if "." not in k and k not in ("class", "part")}
     given = {k: v for k, v in given.items() if not (isinstance(v, str) and v == "-")}
     return kind(**given)
 

@@ -439,13 +439,15 @@ def test_three_axes_that_nothing_tells_are_a_text_where_no_channels_stand_in_the
 
 
 @pytest.mark.parametrize("axes", ["BCYX", "BYXC", "BCT", "BHTS"])
-@pytest.mark.parametrize("memory", ["as its axes", "channels last"])
+@pytest.mark.parametrize("memory", ["as its axes", "channels last", "part of a longer one"])
 @pytest.mark.parametrize("side", [1, 4])
 def test_rows_come_back_in_the_order_that_memory_had(axes: str, memory: str, side: int) -> None:
     # a 1 x 1 image has the same numbers in both orders, but kernels choose by the strides
     x = tiny.uneven(2, *[side] * (len(axes) - 1))
     if memory == "channels last":
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if memory == "part of a longer one":
+        x = tiny.uneven(2, *[side + 1] * (len(axes) - 1))[:, 1:, ..., :-1]
     back = rows_back(rows_first(x, axes).clone(), axes, x)
     assert back.stride() == x.stride() and torch.equal(back, x)
 
@@ -458,3 +460,32 @@ def test_an_edit_that_changes_nothing_keeps_every_bit_of_an_image() -> None:
         plain = net(x)
     edits = [ak.apply(f"{i}:out", torch.clone) for i in range(2)]
     assert torch.equal(Model(net).run(x, edits=edits).output, plain)
+
+
+@pytest.mark.parametrize("axes", ["BTD", ""])
+def test_numbers_that_memory_shares_come_back_apart(axes: str) -> None:
+    x = tiny.uneven(2, 1, 5).expand(2, 3, 5)
+    back = rows_back(rows_first(x, axes) + 1.0, axes, x)
+    assert torch.equal(back, x + 1.0)
+    back[:, 0] = 0.0
+    assert torch.equal(back[:, 1:], x[:, 1:] + 1.0)
+
+
+class Shorter(nn.Module):
+    """Cuts the end off, as the padding of Wav2Vec2's positions does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, :-1]
+
+
+def test_what_is_put_back_into_a_part_of_a_longer_tensor_changes_no_bit() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(3, 48, 4, padding=2), Shorter(), nn.GELU()).eval()
+    x = 3 * tiny.uneven(2, 3, 12)
+    with torch.no_grad():
+        wanted = net(x)
+    m = ak.open(net)
+    for edit in (ak.apply("1:out", torch.clone), ak.add("1:out", torch.ones(48), scale=0.0)):
+        assert torch.equal(m.run(x, edits=[edit]).output, wanted)
+    copied = net[2](net[1](net[0](x)).clone())  # the order in memory is what rounds
+    assert not torch.equal(copied, wanted)

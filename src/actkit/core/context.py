@@ -57,12 +57,12 @@ class ForwardContext:
         self._embeds: Tensor | None = None
         self._previous: Tensor | None = None
         self._length, self._offset = 0, 0
-        self._known = True
+        self._known = False
         self._valid: Tensor | None = None
         self._begins_BP: Tensor | None = None
         self._ahead = 0
         self._calls = 0
-        self._reason, self._is_sampling = "", False
+        self._reason, self._is_sampling = "no pass of the network was seen to begin", False
         self._chosen = slice(None)
         self._rows: dict[tuple[int, int], Rows] = {}
 
@@ -149,8 +149,10 @@ class ForwardContext:
 
     def _is_spoken_of(self, told: Told | None, goes_on: bool) -> bool:
         """Say whether what was told is of this stack: by its ids, or by the number of tokens."""
-        if told is None or goes_on:
-            return told is not None
+        if told is None or (told.writes and told.width is None):  # of an image, and not of tokens
+            return False
+        if goes_on:
+            return True
         prompt = told.tokens if told.embeds is None else told.embeds
         if prompt is None:  # of sound, say; what is told of samples is not of frames
             counted = told.valid is None or told.valid.shape[1] == self._length

@@ -31,6 +31,7 @@ class Told:
         each: Rows of the network for each row of the prompt: sequences, or beams.
         pieces: The prompt may come in several passes.
         turns: Further prompts may follow on the same cache; otherwise what follows is written.
+        writes: The network goes on writing: no single pass is all, whatever is told of its prompt.
         reason: Why phases and positions cannot be known; "" if they can.
     """
 
@@ -43,6 +44,7 @@ class Told:
     each: int = 1
     pieces: bool = False
     turns: bool = False
+    writes: bool = False
     reason: str = ""
 
 

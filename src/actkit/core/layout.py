@@ -96,13 +96,31 @@ def rows_back(rows: Tensor, axes: str, like: Tensor) -> Tensor:
     """
     order, _ = _order(axes)
     same = rows.shape == like.shape and rows.stride() == like.stride()
-    if not axes or (same and _is_in_order(axes)):
+    if same and _is_in_order(axes):
         return rows
-    x = rows.reshape([like.shape[i] for i in order]).permute(_inverse(order))
+    x = rows.reshape([like.shape[i] for i in order]).permute(_inverse(order)) if axes else rows
+    if x.shape != like.shape or x.stride() == like.stride():
+        return x
     strides = like.stride()
     outermost = sorted(range(x.dim()), key=lambda i: -strides[i])
+    if _is_part(like, outermost):
+        return x.new_empty_strided(like.shape, strides).copy_(x)
     flat = x.permute(outermost).reshape(-1)  # axes of one place, too, get their strides anew
     return flat.view([like.shape[i] for i in outermost]).permute(_inverse(outermost))
+
+
+def _is_part(x: Tensor, outermost: list[int]) -> bool:
+    """Say whether a tensor lies in memory with gaps between its numbers, none of them shared."""
+    held = 1  # numbers from the first to the last of what lies inside
+    gaps = False
+    for i in reversed(outermost):
+        if x.shape[i] == 1:
+            continue
+        if x.stride(i) < held:
+            return False
+        gaps |= x.stride(i) > held
+        held = x.stride(i) * (x.shape[i] - 1) + held
+    return gaps
 
 
 def _inverse(order: Sequence[int]) -> list[int]:

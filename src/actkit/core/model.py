@@ -31,7 +31,13 @@ from actkit.core.sites import Site
 from actkit.core.stream import Observed, Pass, merged, observe, rows_at
 from actkit.core.sweep import sweep
 from actkit.core.taps import Read, Tap, check_acted, check_calls, check_reached, check_run
-from actkit.core.told import generation_settings, told_by_run, told_by_user
+from actkit.core.told import (
+    behind_prompt,
+    generation_settings,
+    token_ids,
+    told_by_run,
+    told_by_user,
+)
 
 if TYPE_CHECKING:
     from actkit.store import Store
@@ -232,10 +238,10 @@ class Model:
         kwargs = {k: v for k, v in batch.kwargs.items() if k != "position_ids"}
         with torch.no_grad(), self._mode.kept(), self.edited(edits):
             written = module.generate(**kwargs, **settings)
-        written = getattr(written, "sequences", written)
+        written = token_ids(getattr(written, "sequences", written))
         answers = getattr(module.config, "is_encoder_decoder", False)
-        start = 0 if answers or batch.tokens is None else batch.tokens.shape[1]
-        texts: list[str] = self.tokenizer.batch_decode(written[:, start:], skip_special_tokens=True)
+        new = behind_prompt(written, None if answers else batch.tokens)
+        texts: list[str] = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return texts
 
     @contextmanager

@@ -4,7 +4,7 @@
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,10 @@ def _by_structure(network: nn.Module, base: str) -> Network:
         except REFUSALS as error:
             reason = reason or (str(error) or type(error).__name__).splitlines()[0]
             continue
+        if others := _alike(lists, path):
+            kind = type(lists[path][0]).__name__
+            reason = reason or f"{kind}s stand at {path} and at {', '.join(others)}"
+            continue
         sites = tuple(stack_sites(stack, base))
         points = ", ".join(dict.fromkeys(s.point for s in sites if not s.refused))
         kinds = " and ".join(dict.fromkeys(type(m).__name__ for m in lists[path]))
@@ -154,6 +158,16 @@ def _block_lists(network: nn.Module) -> dict[str, nn.ModuleList]:
     return found
 
 
+def _alike(lists: Mapping[str, nn.ModuleList], path: str) -> list[str]:
+    """Return the other lists with blocks of a class that a list has.
+
+    Of several stacks of one kind (BLT's patcher, encoder and decoder) none is known to be the one
+    whose end the network returns.
+    """
+    own = {type(m) for m in lists[path]}
+    return [p for p, blocks in lists.items() if p != path and own & {type(m) for m in blocks}]
+
+
 def _are_blocks(modules: nn.ModuleList) -> bool:
     """Say whether a list holds modules that have children, of one class or a few."""
     few = len({type(m) for m in modules}) <= MOST_KINDS
@@ -162,13 +176,16 @@ def _are_blocks(modules: nn.ModuleList) -> bool:
 
 def _reads(network: Any) -> bool:
     """Say whether a network is made to be called with one of ids, images or sound alone."""
-    if getattr(getattr(network, "config", None), "is_encoder_decoder", False):
+    taken = inspect.signature(network.forward).parameters
+    config = getattr(network, "config", None)
+    # DiffusionGemma is no encoder-decoder by its configuration, and makes up what its decoder reads
+    if getattr(config, "is_encoder_decoder", False) or "decoder_input_ids" in taken:
         return False
     if hasattr(type(network), "base_model_prefix"):
         return network.main_input_name in INPUTS
     needed = [
         p
-        for p in inspect.signature(network.forward).parameters.values()
+        for p in taken.values()
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     return len(needed) == 1 and any(isinstance(m, nn.Embedding) for m in network.modules())

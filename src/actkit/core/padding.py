@@ -7,6 +7,7 @@ Shapes: B batch, T tokens.
 """
 
 import contextvars
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ REFUSALS = (
     RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 """What networks raise on inputs that they do not take."""
+LONGEST_PIECE = 256
+"""Tokens of the longest piece that a proof fills."""
+_PIECES = re.compile(r"compress|kpool|block_size|attention_chunk|chunk_length")
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 Values = Sequence[Tensor]
@@ -55,11 +59,12 @@ class Proof:
 
     Args:
         module: The network.
-        ids: Different token ids that it knows and that mean nothing special, eight of them.
+        ids: Token ids that it knows and that mean nothing special, as many as the long row has.
         call: From rows of ids and a side to positional and keyword arguments.
         writes: The network continues texts; it is padded on the left if it can be.
         encoder_decoder: A decoder reads what an encoder made of the tokens.
         end: A token that ends every row, if there must be one.
+        lengths: Tokens of the long and of the short row.
     """
 
     module: nn.Module
@@ -68,6 +73,7 @@ class Proof:
     writes: bool
     encoder_decoder: bool
     end: int | None = None
+    lengths: tuple[int, int] = (LONG, SHORT)
     _bound: float = field(init=False, default=0.0)
 
     def verdict(self) -> Verdict:
@@ -82,10 +88,10 @@ class Proof:
         return contextvars.Context().run(self._tried, order)
 
     def _tried(self, order: tuple[str, str]) -> Verdict:
-        if len(self.ids) < LONG:
-            said = f"a proof needs {LONG} tokens, this network takes {len(self.ids)}"
+        if len(self.ids) < self.lengths[0]:
+            said = f"a proof needs {self.lengths[0]} tokens, this network takes {len(self.ids)}"
             return self._neither(order[0], said)
-        rows = [list(self.ids[:LONG]), list(self.ids[:SHORT])]
+        rows = [list(self.ids[:length]) for length in self.lengths]
         if self.end is not None:
             rows = [[*row[:-1], self.end] for row in rows]
         with undisturbed(self.module), torch.no_grad():
@@ -131,7 +137,7 @@ class Proof:
     def _exact(self, batch: Values, alone: Values, side: str, bound: float | None = None) -> bool:
         """Say whether the short row, the second of the batch, is what it is alone."""
         bound = self._bound if bound is None else bound
-        pairs = [_short_row(b, a, side) for b, a in zip(batch, alone, strict=False)]
+        pairs = [self._short_row(b, a, side) for b, a in zip(batch, alone, strict=False)]
         known = [pair for pair in pairs if pair is not None]
         return bool(known) and all(_distance(got, want) <= bound for got, want in known)
 
@@ -148,10 +154,32 @@ class Proof:
 
     def _blind_to_later(self, batch: Values, alone: Values) -> bool:
         """Say whether the long row's first tokens are what they are without the others."""
-        both = [(b, a) for b, a in zip(batch, alone, strict=False) if _by_token(b, a)]
+        both = [(b, a) for b, a in zip(batch, alone, strict=False) if self._by_token(b, a)]
         same = None if self.end is None else -1  # the short row's end is not the long one's
         pairs = [(b[0, : a.shape[1]][:same], a[0, :same]) for b, a in both]
         return bool(pairs) and all(_distance(got, want) <= self._bound for got, want in pairs)
+
+    def _by_token(self, batch: Tensor, alone: Tensor) -> bool:
+        """Say whether tensors hold one row for each token, in the batch and alone."""
+        if not batch.dim() == alone.dim() > 1 or (len(batch), len(alone)) != (2, 1):
+            return False
+        long, short = self.lengths
+        more = batch.shape[1] - alone.shape[1]
+        return more == long - short and batch.shape[2:] == alone.shape[2:]
+
+    def _short_row(self, batch: Tensor, alone: Tensor, side: str) -> tuple[Tensor, Tensor] | None:
+        """Return the short row in the batch and alone, None where they cannot be compared.
+
+        What has more columns than tokens begins with those that the network itself puts in front.
+        """
+        _, short = self.lengths
+        if self._by_token(batch, alone):
+            if side == "right":
+                return batch[1, : alone.shape[1]], alone[0]
+            return batch[1, -short:], alone[0, -short:]
+        if batch.shape[1:] == alone.shape[1:] and (len(batch), len(alone)) == (2, 1):
+            return batch[1], alone[0]
+        return None
 
 
 def _distance(got: Tensor, want: Tensor) -> float:
@@ -219,26 +247,43 @@ def _tensors(output: Any) -> Iterator[Tensor]:
         yield from (t for value in output for t in _tensors(value))
 
 
-def _by_token(batch: Tensor, alone: Tensor) -> bool:
-    """Say whether tensors hold one row for each token, in the batch and alone."""
-    if not batch.dim() == alone.dim() > 1 or (len(batch), len(alone)) != (2, 1):
-        return False
-    more = batch.shape[1] - alone.shape[1]
-    return more == LONG - SHORT and batch.shape[2:] == alone.shape[2:]
+def longer_lengths(config: Any, most: int | None) -> tuple[int, int] | None:
+    """Return lengths of rows that show where a network puts its tokens into pieces of one size.
 
+    Keys that are compressed four at a time, from the first column on, are other keys behind
+    padding; but only rows that fill a piece show it. Names of the configuration propose how long
+    a piece may be, the proof decides.
 
-def _short_row(batch: Tensor, alone: Tensor, side: str) -> tuple[Tensor, Tensor] | None:
-    """Return the short row in the batch and alone, None where they cannot be compared.
+    Args:
+        config: Of what reads text; None if there is none.
+        most: How many tokens fit; None if any number does.
 
-    What has more columns than tokens begins with those that the network itself puts in front.
+    Returns:
+        Tokens of the long and of the short row; None if no piece is told, or none fits.
     """
-    if _by_token(batch, alone):
-        if side == "right":
-            return batch[1, : alone.shape[1]], alone[0]
-        return batch[1, -SHORT:], alone[0, -SHORT:]
-    if batch.shape[1:] == alone.shape[1:] and (len(batch), len(alone)) == (2, 1):
-        return batch[1], alone[0]
-    return None
+    sizes = set(_sizes_of_pieces(getattr(config, "__dict__", {})))
+    room = LONGEST_PIECE if most is None else min(LONGEST_PIECE, most - 4 * LONG)
+    fitting = [n for n in sizes if 2 <= n <= room]
+    if not fitting:
+        return None
+    short = max(fitting) + SHORT
+    gaps = range(LONG - SHORT, 4 * LONG - SHORT, 2)  # odd: pooling by two notices
+    gap = next((g for g in gaps if all(g % n for n in fitting)), LONG - SHORT)
+    return short + gap, short
+
+
+def _sizes_of_pieces(settings: Mapping[str, Any], known: bool = False) -> Iterator[int]:
+    for name, value in settings.items():
+        named = known or _PIECES.search(str(name)) is not None
+        if named and isinstance(value, Mapping):
+            yield from _sizes_of_pieces(value, known=True)
+        elif named and type(value) is int:
+            yield value
+
+
+def repeated(ids: Sequence[int], num: int) -> list[int]:
+    """Return so many ids of a few, in an order that does not soon begin anew."""
+    return [ids[i * (i + 1) // 2 % len(ids)] for i in range(num)]
 
 
 def ordinary_ids(module: nn.Module, config: Any, tokenizer: Any, num: int = LONG) -> list[int]:

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens.
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from actkit.core.compat import prompt_learning
 from actkit.core.errors import InputError
 from actkit.core.forms import device_of, first_of_sentences
-from actkit.core.padding import LONG, Proof, Verdict, ordinary_ids
+from actkit.core.padding import LONG, Proof, Verdict, longer_lengths, ordinary_ids, repeated
 from actkit.core.progress import note
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -74,7 +75,7 @@ class TokenCalls:
         if verdict.side == "alone" and len(ends) == 1:
             (end,) = ends
             if end not in self._ended:
-                self._ended[end] = self._proof(end).verdict()
+                self._ended[end] = self._proven(end)
             verdict = self._ended[end]
         if verdict.side == "alone" and not self.note:
             self.note = f"rows of different lengths run one by one: {verdict.reason}"
@@ -84,7 +85,17 @@ class TokenCalls:
     @cached_property
     def verdict(self) -> Verdict:
         """Prove where the network may be padded; its mode, hooks and buffers stay as they are."""
-        return self._proof().verdict()
+        return self._proven()
+
+    def _proven(self, end: int | None = None) -> Verdict:
+        """Run a proof, and where tokens are put into pieces one more on rows that fill a piece."""
+        proof = self._proof(end)
+        verdict = proof.verdict()
+        lengths = longer_lengths(text_config(self.inner), self.context_length())
+        if verdict.side == "alone" or lengths is None:
+            return verdict
+        ids = repeated(proof.ids, lengths[0])
+        return replace(proof, ids=ids, lengths=lengths).verdict()
 
     def _proof(self, end: int | None = None) -> Proof:
         """Return a proof with rows of tokens that mean nothing special, but for what ends them."""

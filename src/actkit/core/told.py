@@ -4,13 +4,14 @@ Shapes: B rows of the prompt, T tokens.
 """
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from actkit.core.compat import generation_setting
-from actkit.core.errors import EditError
+from actkit.core.errors import EditError, InputError
 from actkit.core.fed import Told
 from actkit.core.inputs import Batch
 
@@ -75,6 +76,7 @@ def told_by_generate(module: nn.Module, args: tuple[Any, ...], given: Mapping[st
         rows=len(main),
         each=max(sequences),
         pieces=generation_setting(module, given, "prefill_chunk_size") is not None,
+        writes=True,
         reason=f"with {tried[0]} several tokens are tried at once" if tried else "",
     )
 
@@ -107,7 +109,7 @@ def generation_settings(
         settings["max_new_tokens"] = NEW_TOKENS
     if config is None:
         settings.setdefault("do_sample", False)
-    if asked("pad_token_id") is None:
+    if asked("pad_token_id") is None and not _hands_on(module):
         found = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
         settings["pad_token_id"] = next((int(i) for i in found if i is not None), 0)
     if generation_setting(module, settings, "stop_strings") is not None:
@@ -118,6 +120,55 @@ def generation_settings(
         settings["generation_config"] = copy.deepcopy(config)
         settings["generation_config"].update(**own)
     return settings
+
+
+def _hands_on(module: Any) -> bool:
+    """Say whether a network's `generate` hands settings on to that of a part, beside its own.
+
+    BLIP's says itself what pads, and takes no second word on it.
+    """
+    taken = inspect.signature(module.generate).parameters
+    named = [p for p in taken.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return bool(named) and "generation_config" not in taken
+
+
+def behind_prompt(written: Tensor, prompt: Tensor | None) -> Tensor:
+    """Return what a call of `generate` wrote behind its prompt, (B, T).
+
+    Args:
+        written: What it returned.
+        prompt: What it begins with, (B, T); None if it returns what is new alone.
+
+    Raises:
+        InputError: It begins with something else, so that what is new is not known.
+    """
+    if prompt is None:
+        return written
+    each, width = len(written) // len(prompt), prompt.shape[1]
+    given = prompt.to(written.device).repeat_interleave(each, 0)
+    if not written[:, :width].equal(given):
+        raise InputError(
+            f"generate needs a network that returns its prompt of {width} tokens and what it wrote "
+            "behind it, this one's begins with other tokens: call model.module.generate inside "
+            "model.edited(edits)"
+        )
+    return written[:, width:]
+
+
+def token_ids(written: Any) -> Tensor:
+    """Return what a call of `generate` wrote if it is text, (B, T).
+
+    Raises:
+        InputError: It is something else: a network for sound writes waves, or several codes for
+            each step.
+    """
+    if isinstance(written, Tensor) and _is_ids(written):
+        return written
+    shape = f" {tuple(written.shape)} of {written.dtype}" if isinstance(written, Tensor) else ""
+    raise InputError(
+        "generate needs a network that writes token ids (B, T), this one wrote "
+        f"{type(written).__name__}{shape}: call model.module.generate inside model.edited(edits)"
+    )
 
 
 def keeps_several_beams(module: nn.Module, given: Mapping[str, Any]) -> bool:
