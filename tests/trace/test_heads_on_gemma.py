@@ -139,6 +139,7 @@ def test_it_overthinks_false_categories(gemma: Model) -> None:
     assert sum(others) / 3 <= 0.15
 
 
+@pytest.mark.slow
 def test_the_head_that_looks_at_the_name_decides_whom_gemma_names(gemma: Model) -> None:
     """It is not a name mover by its attention, but acts as one; its opposite acts more.
 
@@ -152,7 +153,7 @@ def test_the_head_that_looks_at_the_name_decides_whom_gemma_names(gemma: Model) 
     assert mover == (12, 1)
     rng = random.Random(0)
     every = [(layer, head) for layer in range(18) for head in range(4)]
-    draws = [rng.choice(every) for _ in range(5)]
+    draws = [rng.choice(every) for _ in range(10)]
 
     def forced(key: int, heads: list[Head]) -> list[float]:
         """Return the lead with each head alone forced to one token."""
@@ -165,6 +166,6 @@ def test_the_head_that_looks_at_the_name_decides_whom_gemma_names(gemma: Model) 
     to_subject, named, *random_leads = forced(4, [mover, (11, 3), *draws])
     assert to_object - lead >= 1
     assert 1 - to_subject / lead >= 0.5
-    assert 1 - sum(random_leads) / 5 / lead <= 0.25
+    assert 1 - sum(random_leads) / 10 / lead <= 0.25
     assert inhibited == pytest.approx(-6.07, abs=0.1)
     assert named == pytest.approx(7.61, abs=0.1)
