@@ -102,6 +102,7 @@ def test_prompt_and_written_tokens_have_as_many_void_layers(gemma: Model) -> Non
     assert found["generated"].num_rows == 2 * 15
 
 
+@pytest.mark.slow
 def test_blocks_are_linear_only_for_moves_25_times_as_small(gemma: Model) -> None:
     """Does not hold on Gemma: at a move of 5 % of a state's length the error is at most .1.
 
@@ -116,6 +117,7 @@ def test_blocks_are_linear_only_for_moves_25_times_as_small(gemma: Model) -> Non
     assert float(found.error_SE[1:, 2].min()) == pytest.approx(0.351, abs=0.02)
 
 
+@pytest.mark.slow
 def test_it_knows_bigrams_better_than_an_untrained_network(gemma: Model, drawn: Model) -> None:
     paragraphs = ak.data.text("austen", 400)
     probes = [p for p in paragraphs[:40] if 100 < len(p) < 300][:5]

@@ -92,6 +92,7 @@ def test_attention_and_mlp_are_both_pathways(gemma: Model) -> None:
     assert float(shares[0]) == pytest.approx(0.249, abs=0.01)
 
 
+@pytest.mark.slow
 def test_integration_does_not_tell_true_from_altered_statements(gemma: Model) -> None:
     """The null is a result here, as on SmolLM2; span representations do tell them."""
     sequences, labels_N = statements(gemma, "resid_post.9")

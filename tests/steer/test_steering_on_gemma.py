@@ -83,6 +83,7 @@ def test_sentiment_of_answers(gemma: Model) -> None:
     assert sum(abs(g) < gap for g in gaps) / 20 == pytest.approx(0.5, abs=0.15)
 
 
+@pytest.mark.slow
 def test_random_directions_do_less_than_the_concept_s_own(gemma: Model) -> None:
     """At the end of openings, where CAA is fitted on ends of sentences."""
     task = ak.steer.as_task("sentiment")
@@ -181,6 +182,7 @@ def test_more_sentiment_at_equal_perplexity(gemma: Model) -> None:
     assert [*shift.values()] == pytest.approx([2.41, 1.61], abs=0.1)
 
 
+@pytest.mark.slow
 def test_weddings(gemma: Model) -> None:
     """One pair, added behind <bos>, which Gemma's tokenizer puts first by itself."""
     own = gemma.tokenizer
@@ -242,6 +244,7 @@ def test_the_first_step_is_in_context_learning(gemma: Model) -> None:
     assert [w.split("\n")[0] for w in written] == [" Tokyo", " London"]
 
 
+@pytest.mark.slow
 def test_propositions(gemma: Model) -> None:
     own, chance = propositions(gemma, f"resid_post.{DEEP}")
     assert own >= 0.95

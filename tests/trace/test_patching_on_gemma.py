@@ -75,7 +75,7 @@ def test_what_takes_the_stream_for_a_sum_of_parts_is_refused(gemma: Model, name:
 
 @pytest.mark.parametrize("bundled", ["ioi", "capitals"])
 def test_all_of_the_stream_is_everything_and_nothing_is_nothing(gemma: Model, bundled: str) -> None:
-    task = tasks.ioi(4) if bundled == "ioi" else tasks.capitals(6)
+    task = tasks.ioi(3) if bundled == "ioi" else tasks.capitals(3)
     nothing, stream, end = limits(task.on(gemma), "resid_post.17")
     assert nothing == pytest.approx(0, abs=1e-6)
     assert stream == pytest.approx(1, abs=1e-4)
