@@ -17,7 +17,7 @@ import torch
 import actkit as ak
 from actkit.core.errors import ActkitError
 from actkit.core.model import Model
-from actkit.trace import Part, Scores, Task, tasks
+from actkit.trace import Part, Scores, Task, Trial, tasks
 from actkit.trace._ablations import means, removal
 from actkit.trace._causal_pairs import causal_pairs
 from actkit.trace._facts import checked
@@ -49,28 +49,38 @@ from tests.trace.test_relp_on_smollm2 import trial as name_mover
 from tests.trace.test_rome_on_smollm2 import FACT, NEIGHBOURS, PARAPHRASES, UNRELATED, fine_tuned
 
 PROMPT, SUBJECT, ANSWER = ["The capital of France is"], [" France"], [" Paris"]
-SUMS_OF_PARTS: dict[str, tuple[Callable[[Model], Any], str]] = {
-    "answer_heads": (lambda m: AnswerHeads()(m, tasks.ioi(1)), "heads of layer 0 .* must add up"),
-    "factual_recall": (lambda m: factual_recall(m, PROMPT, SUBJECT, ANSWER), "must add up"),
-    "component_contrib": (
-        lambda m: component_contrib(m, PROMPT, random_directions(m)), "must be linear in it",
+SUMS_OF_PARTS: dict[str, tuple[Callable[[Trial], Any], str]] = {
+    "answer_heads": (lambda t: AnswerHeads()(t.model, t), "heads of layer 0 .* must add up"),
+    "factual_recall": (
+        lambda t: factual_recall(t.model, PROMPT, SUBJECT, ANSWER), "heads of layer 0 .* add up",
     ),
-    "eap": (lambda m: EAP()(m, tasks.ioi(1)), "a norm or a factor comes between z.0 and"),
-    "acdc": (lambda m: ACDC()(m, tasks.ioi(1)), "a norm or a factor comes between z.0 and"),
-    "cna": (lambda m: CNA(None, "heads")(m, tasks.ioi(1)), "sources that add up to attn_out.0"),
+    "component_contrib": (
+        lambda t: component_contrib(t.model, PROMPT, random_directions(t.model)),
+        "must be linear in it, in layer 0",
+    ),
+    "eap": (lambda t: EAP()(t.model, t), "a norm or a factor comes between z.0 and"),
+    "acdc": (lambda t: ACDC()(t.model, t), "a norm or a factor comes between z.0 and"),
+    "cna": (lambda t: CNA(None, "heads")(t.model, t), "sources that add up to attn_out.0"),
     "sparse_attention_decomposition": (
-        lambda m: sparse_attention_decomposition(m, repeated(m, num=1), (5, 1), query=60),
+        lambda t: sparse_attention_decomposition(
+            t.model, repeated(t.model, num=1), (5, 1), query=60
+        ),
         "a bilinear form of the stream, in layer 5 .* norms of queries and keys",
     ),
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def one_pair(gemma: Model) -> Trial:
+    return tasks.ioi(1).on(gemma)
+
+
 @pytest.mark.parametrize("name", SUMS_OF_PARTS)
-def test_what_takes_the_stream_for_a_sum_of_parts_is_refused(gemma: Model, name: str) -> None:
+def test_what_takes_the_stream_for_a_sum_of_parts_is_refused(one_pair: Trial, name: str) -> None:
     """Their facts of SmolLM2 have no counterpart here."""
     made, said = SUMS_OF_PARTS[name]
     with pytest.raises(ActkitError, match=said):
-        made(gemma)
+        made(one_pair)
 
 
 @pytest.mark.parametrize("bundled", ["ioi", "capitals"])
