@@ -5,7 +5,8 @@ from itertools import chain
 import pytest
 
 from actkit.core.model import Model
-from tests.trace.test_tasks import RIGHT, SEEDED, each, made, words
+from actkit.trace import _task_words as words
+from tests.trace.test_tasks import RIGHT, SEEDED, each, made
 
 LENGTHS = {
     "ioi": 15,
