@@ -24,6 +24,7 @@ from actkit.trace._facts import checked
 from actkit.trace._in_context import repeated
 from actkit.trace._parts import as_parts
 from actkit.trace._relevance import RULES
+from actkit.trace._robustness import Choice, robustness
 from actkit.trace.acdc import ACDC
 from actkit.trace.answer_heads import AnswerHeads
 from actkit.trace.attribution_patching import AttributionPatching
@@ -134,6 +135,17 @@ def test_relevance_is_near_to_patching_and_gradients_are_not(gemma: Model) -> No
         assert relp >= 0.8
         assert relp - plain >= 0.01
         assert (relp, plain) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.slow
+def test_noise_says_something_else_than_replacing(gemma: Model) -> None:
+    task, ways = tasks.capitals(2), [Choice("replace"), Choice("noise")]
+    heads = robustness(gemma, task, "heads", ways)
+    assert 0.0 <= heads.correlations[0, 1] <= 0.99
+    assert float(heads.correlations[0, 1]) == pytest.approx(0.546, abs=0.03)
+    first, again = (robustness(gemma, task, "attns", ways, seed=s).scores for s in (0, 1))
+    assert torch.equal(first[0], again[0])
+    assert (first - again)[1].abs().max() >= 0.01
 
 
 @pytest.fixture(scope="module")
