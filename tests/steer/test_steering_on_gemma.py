@@ -18,22 +18,26 @@ from sklearn.metrics import roc_auc_score
 
 import actkit as ak
 from actkit.core.model import Model
+from actkit.data import Cloze
 from actkit.steer._measure import next_logits, random_like
 from actkit.steer._shift import logit_shift_report
 from actkit.steer.actadd import ActAdd
 from actkit.steer.caa import CAA
 from actkit.steer.control_vector import ControlVector
 from actkit.steer.deep_thinking_kv import DeepThinkingKV
+from actkit.steer.flexac import FlexAC
 from actkit.steer.linear_act import LinearAcT
 from actkit.steer.lineas import LinEAS
 from actkit.steer.self_logits import SelfLogitsAugmentation
 from actkit.steer.weighted_controller import WeightedController
+from tests.steer._nats import perplexity_ratio
 from tests.steer._sentiment import PAIRS, log_odds, prose_loss
 from tests.steer.test_actadd import NEUTRAL, WEDDING
 from tests.steer.test_activation_reasoner import propositions
 from tests.steer.test_caa import QUESTIONS, positive_share
 from tests.steer.test_control_vector import ANIMALS, deductions
 from tests.steer.test_deep_thinking_kv import ordinary_cache, vanilla
+from tests.steer.test_flexac import said
 from tests.steer.test_linear_act_on_smollm2 import STRENGTHS
 from tests.steer.test_lineas_on_smollm2 import COST
 from tests.steer.test_lineas_on_smollm2 import STRENGTHS as STEPS
@@ -272,3 +276,36 @@ def test_demand_tells_harmful_requests(gemma: Model) -> None:
     assert roc_auc_score(told, scores.numpy()) == pytest.approx(0.965, abs=0.01)
     order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(0))
     assert roc_auc_score(told, scores[order].numpy()) == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.slow
+def test_context_against_memory(gemma: Model) -> None:
+    """Layers as deep as those SmolLM2's test tries; its best ones are 10 to 19 of 30."""
+    rows = [row for row in ak.data.capitals() if row.kind == "statement"]
+    fit, tried, test = rows[:40], rows[40:46], rows[50:80]
+    flexac = FlexAC().fit(gemma, [(said(r) + r.answer, said(r) + r.wrong) for r in fit])
+    own = gemma.tokenizer
+
+    def faith(items: list[Cloze], edits: list[ak.Edit]) -> float:
+        words = [(r.wrong, r.answer) for r in items]
+        ids = [[own(w, add_special_tokens=False)["input_ids"][0] for w in two] for two in words]
+        found_NV = next_logits(gemma, [said(r) for r in items], edits)
+        context_N, memory_N = found_NV.gather(-1, torch.tensor(ids)).unbind(-1)
+        return float((context_N - memory_N).sigmoid().mean())
+
+    def reach(layer: int) -> float:
+        down, up = (faith(tried, flexac.at(layer).edits(a)) for a in (-0.5, 0.5))
+        return down - up
+
+    best = max((1, 4, 7, 10, 13, 16), key=reach)
+    assert 10 / 30 <= best / 18 <= 19 / 30
+    strengths = (-0.5, -0.25, 0.0, 0.25, 0.5)
+    made = flexac.at(best)
+    shares = [faith(test, made.edits(a)) for a in strengths]
+    assert -spearmanr(strengths, shares).statistic >= 0.999
+    assert shares[0] - shares[-1] >= 0.1
+    assert shares[0] - shares[-1] == pytest.approx(0.314, abs=0.03)
+    prose = ak.data.text(num_samples=60)
+    texts = [" ".join(prose[i : i + 2])[:100] for i in range(0, 30, 5)]
+    for a in (-0.25, 0.25):
+        assert perplexity_ratio(gemma, texts, made.edits(a)) - 1 <= 0.1
