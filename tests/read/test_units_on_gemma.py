@@ -115,6 +115,7 @@ def test_one_percent_of_perplexity_saves_few_neurons(gemma: Model) -> None:
     """Does not hold on Gemma: a third of the neurons is saved (here 18 %, .82 stay active).
 
     Both baselines need more, as on SmolLM2, but keeping the largest needs only .016 more (.05).
+    The CETT on half of the text is off by .107 in the middle layer (at most .1).
     """
     texts = blocks(gemma, "thoreau", 4)
     found = ppl_sparsity(gemma, texts)
@@ -129,7 +130,7 @@ def test_one_percent_of_perplexity_saves_few_neurons(gemma: Model) -> None:
     assert more == pytest.approx([0.069, 0.016], abs=0.005)
 
     sites = [f"mlp_hidden.{i}" for i in (1, 9, 17)]
-    rec = gemma.run(texts[:2], record=sites)
+    rec, off = gemma.run(texts[:2], record=sites), {}
     for site in sites:
         out_ND = neuron_weights(gemma, gemma.sites(site)[0])
         acts_TN, rows = rec.flat(site)
@@ -137,5 +138,6 @@ def test_one_percent_of_perplexity_saves_few_neurons(gemma: Model) -> None:
         levels = [found.cutoffs[site] * 1.5**k for k in range(-3, 8)]
         values = [cett(acts_TN, out_ND, level) for level in levels]
         assert values == sorted(values)
-        # .107 at block 9, where SmolLM2 stays below .1
-        assert abs(values[3] / found.strength - 1) <= 0.11
+        off[site] = abs(values[3] / found.strength - 1)
+    assert off.pop("mlp_hidden.9") == pytest.approx(0.107, abs=0.01)
+    assert max(off.values()) <= 0.1

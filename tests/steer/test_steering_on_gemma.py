@@ -53,7 +53,8 @@ HALF, DEEP = 8, 11
 def test_sentiment_of_answers(gemma: Model) -> None:
     """Does not hold on Gemma: 95 % of random vectors of the same length move the answers less.
 
-    The vector does what it is for, to either side, but random ones move them as far, at random.
+    The vector does what it is for, to either side (.33), but of 20 random ones only 40 % move the
+    answers less, and their mean is -.066 (at most .05): it is not told from chance by its size.
     """
     train, test = QUESTIONS[:20], QUESTIONS[20:]
     caa = CAA().fit(gemma, [(f"{q} loved", f"{q} hated") for q in train])
@@ -83,8 +84,8 @@ def test_sentiment_of_answers(gemma: Model) -> None:
             for c in (1.0, -1.0)
         )
         gaps.append(up - down)
-    assert abs(sum(gaps) / 20) <= 0.1
-    assert sum(abs(g) < gap for g in gaps) / 20 == pytest.approx(0.5, abs=0.15)
+    assert sum(gaps) / 20 == pytest.approx(-0.066, abs=0.03)
+    assert sum(abs(g) < gap for g in gaps) / 20 == pytest.approx(0.4, abs=0.1)
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ FEWER = {"cause_effect": 10 / 12}
 @pytest.mark.slow
 @each
 def test_the_network_can_do_most(gemma: Model, name: str) -> None:
+    """Does not hold on Gemma: .9 of causes and effects (here .83)."""
     trial = made(name).on(gemma)
     assert 0 < trial.first < trial.length == LENGTHS[name]
     assert trial.right.float().mean() >= FEWER.get(name, RIGHT[name]) - 1e-6
