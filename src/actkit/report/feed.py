@@ -27,9 +27,9 @@ UNITS = {"tokens": "token", "images": "image", "batches": "input"}
 class Feed:
     """Data on their way into a network; after a pass it knows what they were.
 
-    Texts are packed into blocks of tokens without padding (with the special tokens that stand
-    around an encoder's text and before a decoder's), and 8-bit images go through the network's processor, or are scaled as the bundled
-    photos are. Everything else is passed on as it is.
+    Texts are packed into blocks of tokens without padding, with the special tokens that stand
+    around an encoder's text and before a decoder's; 8-bit images go through the network's
+    processor, or are scaled as the bundled photos are. Everything else is passed on as it is.
 
     Args:
         model: The network.
