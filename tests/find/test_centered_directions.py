@@ -113,17 +113,21 @@ def held_out(acts_GED: Tensor, centered: bool) -> float:
     return float(torch.stack(right).float().mean())
 
 
+def last_states(model: Model, sites: list[str]) -> list[Tensor]:
+    """Return (G, E, D) states at each prompt's last token, of each site."""
+    read: dict[str, Any] = {site: [] for site in sites}
+    for row in PROMPTS:
+        rec = model.run(row, record=sites)
+        for site in sites:
+            read[site].append(rec[site][:, -1].double())
+    return [torch.stack(read[site]) for site in sites]
+
+
 @pytest.mark.paper("do-llms-feel-emotion")
 def test_directions_of_emotions_hold_for_new_events(smollm2: Model, evidence: Evidence) -> None:
     """Twelve events under four emotions; each event in turn is left out."""
     sites = [f"resid_post.{n}" for n in (3, 10)]
-    read: dict[str, Any] = {site: [] for site in sites}
-    for row in PROMPTS:
-        rec = smollm2.run(row, record=sites)
-        for site in sites:
-            read[site].append(rec[site][:, -1].double())
-    for site, margin in zip(sites, (0.3, 0.05), strict=True):
-        x = torch.stack(read[site])
+    for site, x, margin in zip(sites, last_states(smollm2, sites), (0.3, 0.05), strict=True):
         centered, plain = held_out(x, centered=True), held_out(x, centered=False)
         evidence(f"held-out accuracy at {site}, centred", measured=centered, at_least=0.95)
         evidence(f"the same less that of class means, {site}", measured=centered - plain,

@@ -7,8 +7,8 @@ from actkit.read.extreme_tokens import ExtremeTokens, ExtremeTokensResult, activ
 from tests._evidence import Evidence
 from tests.read.test_massive_on_smollm2 import TEXT
 
-NUM_LAYERS, PEAK = 30, 11
-"""The stream peaks from block 11 on, counted from 0."""
+PEAK = 11
+"""The stream peaks from this block on, counted from 0."""
 CODE = """def read(path):
     with open(path) as file:
         lines = [line.strip() for line in file]
@@ -20,7 +20,8 @@ CODE = """def read(path):
 def layers(model: Model, text: str) -> list[ExtremeTokensResult]:
     tokens = model.tokenizer(text)["input_ids"][:41]
     assert len(tokens) == 41
-    keys = [(f"attn_probs.{n}", f"v.{n}", f"resid_post.{n}") for n in range(NUM_LAYERS)]
+    blocks = range(len(model.sites("resid_post.*")))
+    keys = [(f"attn_probs.{n}", f"v.{n}", f"resid_post.{n}") for n in blocks]
     fed = model.observe([tokens], {key: [ExtremeTokens()] for key in keys})
     return [fed[key][0].result() for key in keys]
 

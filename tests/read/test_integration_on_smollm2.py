@@ -1,7 +1,11 @@
-"""Integrated information of SmolLM2's activations on true and on altered statements."""
+"""Integrated information of SmolLM2's activations on true and on altered statements.
+
+Shapes: N texts, T tokens, D width.
+"""
 
 import pytest
 import torch
+from torch import Tensor
 
 from actkit import data
 from actkit.core.model import Model
@@ -12,12 +16,8 @@ from tests._evidence import Evidence
 SITE, NUM = "resid_post.15", 20
 
 
-@pytest.mark.slow
-@pytest.mark.paper("can-consciousness-be-observed")
-def test_integration_does_not_tell_true_from_altered_statements(
-    smollm2: Model, evidence: Evidence
-) -> None:
-    """The null is a result here: the test holds the p-values' range, not their significance."""
+def statements(model: Model, site: str) -> tuple[list[Tensor], Tensor]:
+    """Return what a model makes of true statements and of altered ones in turn, and which are."""
     facts = data.capitals()
     countries = list(dict.fromkeys(fact.subject for fact in facts))[:NUM]
     texts = [
@@ -27,12 +27,20 @@ def test_integration_does_not_tell_true_from_altered_statements(
         for country in countries
         for true in (True, False)
     ]
-    labels_N = torch.arange(2 * NUM) % 2 == 0
-    recording = smollm2.run(texts, record=SITE)
+    recording = model.run(texts, record=site)
     rows = recording.rows
     kept_NT = rows.valid & (rows.position > 0)  # the first token's activation is massive
-    sequences = [acts_TD[kept_T] for acts_TD, kept_T in zip(recording[SITE], kept_NT, strict=True)]
+    sequences = [acts_TD[kept_T] for acts_TD, kept_T in zip(recording[site], kept_NT, strict=True)]
+    return sequences, torch.arange(2 * NUM) % 2 == 0
 
+
+@pytest.mark.slow
+@pytest.mark.paper("can-consciousness-be-observed")
+def test_integration_does_not_tell_true_from_altered_statements(
+    smollm2: Model, evidence: Evidence
+) -> None:
+    """The null is a result here: the test holds the p-values' range, not their significance."""
+    sequences, labels_N = statements(smollm2, SITE)
     units = principal_units(sequences, 4)
     measures = {
         "stochastic interaction": torch.tensor([integration(u).phi for u in units]),

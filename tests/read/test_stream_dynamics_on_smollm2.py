@@ -6,7 +6,7 @@ from actkit import data
 from actkit.core.model import Model
 from actkit.core.untrained import untrained
 from actkit.read.stream_dynamics import StreamDynamics, StreamDynamicsResult
-from actkit.read.stream_perturbation import perturbation_ratios
+from actkit.read.stream_perturbation import PerturbationResult, perturbation_ratios
 from tests._evidence import Evidence
 
 PATH = ("resid_pre.0", "resid_post.*")
@@ -45,15 +45,17 @@ def acceleration(found: StreamDynamicsResult) -> float:
     return float(found.velocity_P[-7:].mean() / found.velocity_P[:7].mean())
 
 
+def pushed(model: Model, sites: list[str]) -> PerturbationResult:
+    texts = [" ".join(data.text()[n : n + 6])[:200] for n in (0, 20, 40, 60)]
+    last_BD = model.run(texts, record="resid_post.1")["resid_post.1"][:, -1]
+    delta_BD = last_BD.roll(1, 0) - last_BD
+    return perturbation_ratios(model, texts, "resid_post.1", delta_BD, sites, num_random=2)
+
+
 @pytest.mark.paper("transformer-dynamics")
 def test_the_stream_outgrows_a_push(smollm2: Model, evidence: Evidence) -> None:
     """The last token of each text is moved to that of another text, after block 1."""
-    texts = [" ".join(data.text()[n : n + 6])[:200] for n in (0, 20, 40, 60)]
-    last_BD = smollm2.run(texts, record="resid_post.1")["resid_post.1"][:, -1]
-    delta_BD = last_BD.roll(1, 0) - last_BD
-    found = perturbation_ratios(
-        smollm2, texts, "resid_post.1", delta_BD, ["resid_post.9", "resid_post.28"], num_random=2
-    )
+    found = pushed(smollm2, ["resid_post.9", "resid_post.28"])
     # The distance itself grows; the paper's paths come back in a reduced space of one scale.
     for site, ratio, growth in zip(found.sites, found.ratio_K, found.growth_K, strict=True):
         evidence(f"distance to the old path at {site} / at the push, as shares of the stream's "

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 import actkit as ak
@@ -96,6 +97,17 @@ def test_an_encoder_sees_its_special_tokens_which_do_not_count() -> None:
     assert all(b[0] == 87 and b[-1] == 88 for b in blocks)
     assert joined(b[1:-1] for b in blocks) == ids(90)
     assert str(feed).startswith("the first 90 tokens")
+
+
+def test_a_decoders_blocks_begin_as_its_texts_do() -> None:
+    """Where the tokenizer puts a token in front; what it puts behind would end the text."""
+    m = tiny.model()
+    m.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="w87 $A w88", special_tokens=[("w87", 87), ("w88", 88)]
+    )
+    blocks = list(Feed(m, [words(100)], 90))
+    assert [len(b) for b in blocks] == [64, 28], "its context has 64 tokens"
+    assert [b[0] for b in blocks] == [87, 87] and joined(b[1:] for b in blocks) == ids(90)
 
 
 def test_token_lists_are_samples_as_they_are() -> None:

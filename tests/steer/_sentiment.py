@@ -42,4 +42,4 @@ def _prose(model: Model) -> Tensor:
 
 def _first(model: Model, words: Sequence[str]) -> list[int]:
     tokenizer: Any = model.tokenizer
-    return sorted({tokenizer(w)["input_ids"][0] for w in words})
+    return sorted({tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in words})

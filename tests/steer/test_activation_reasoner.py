@@ -352,12 +352,10 @@ NEW = (
 )
 
 
-@pytest.mark.paper("activationreasoning")
-def test_propositions_in_smollm2(smollm2: Model, evidence: Evidence) -> None:
-    """Four countries and the word capital, in sentences unlike those it was fitted on."""
-    site = "resid_post.18"
+def propositions(model: Model, site: str) -> tuple[float, list[float]]:
+    """Return F1 of propositions in new sentences, and that by 5 random dictionaries."""
     heard = [[frame.format(place) for frame in HEARD] for place in PLACES]
-    means = torch.stack([states(smollm2, t, site)[site].mean(0) for t in [*heard, CAPITALS]])
+    means = torch.stack([states(model, t, site)[site].mean(0) for t in [*heard, CAPITALS]])
     data = [(text, [place]) for place, texts in zip(PLACES, heard, strict=True) for text in texts]
     data += [(f"In {place} we saw the capital and", [place, "capital"]) for place in PLACES]
     data += [(text, ["capital"]) for text in CAPITALS]
@@ -376,17 +374,23 @@ def test_propositions_in_smollm2(smollm2: Model, evidence: Evidence) -> None:
         units = torch.nn.functional.normalize(directions, dim=-1)
         concepts = {name: Concept([i]) for i, name in enumerate(names)}
         own = ActivationReasoner(site, units, units, concepts, rules, -units @ means.mean(0))
-        found = own.fit(smollm2, data).reason(smollm2, [text for text, _ in asked])
+        found = own.fit(model, data).reason(model, [text for text, _ in asked])
         for closed, (_, true) in zip(found, asked, strict=True):
             if {n for n in closed.confidence if n in names} == set(true):
                 assert bool(closed.steps) == ("capital" in true)
         wanted = [name in true for _, true in asked for name in names]
         return float(f1_score(wanted, [n in closed.confidence for closed in found for n in names]))
 
-    own = read(means - means.mean(0))
-    evidence("F1 of propositions in new sentences", measured=own, at_least=0.95)
     gen = torch.Generator().manual_seed(0)
-    random = [read(torch.randn(5, 576, generator=gen)) for _ in range(5)]
+    random = [torch.randn(means.shape, generator=gen) for _ in range(5)]
+    return read(means - means.mean(0)), [read(drawn) for drawn in random]
+
+
+@pytest.mark.paper("activationreasoning")
+def test_propositions_in_smollm2(smollm2: Model, evidence: Evidence) -> None:
+    """Four countries and the word capital, in sentences unlike those it was fitted on."""
+    own, random = propositions(smollm2, "resid_post.18")
+    evidence("F1 of propositions in new sentences", measured=own, at_least=0.95)
     evidence("the same, best of 5 random dictionaries", measured=max(random), at_most=0.75)
 
 

@@ -182,32 +182,39 @@ WORDS = (
 QUERY = "The code word is"
 
 
-@pytest.mark.paper("hidden-life-tokens-reducing")
-def test_evidence_that_was_removed(smollm2: Model, evidence: Evidence) -> None:
-    """50 code words, each with the vector of its own evidence, and with random ones."""
+def code_words(model: Model) -> tuple[float, list[float]]:
+    """Return the rise of log p of 50 code words by their evidence's vectors, and by random ones."""
     given = [f"Note: the code word is {w}.\n{QUERY}" for w in WORDS]
-    vista = Vista(scale=0.05).fit(smollm2, [(g, QUERY) for g in given])
+    vista = Vista(scale=0.05).fit(model, [(g, QUERY) for g in given])
     assert len(WORDS) == 50
-    first = [smollm2.tokenizer(f" {w}")["input_ids"][0] for w in WORDS]
-    bare = logits(smollm2, [], QUERY).log_softmax(-1)[0, first]
+    tokens = (model.tokenizer(f" {w}", add_special_tokens=False)["input_ids"] for w in WORDS)
+    first = [own[0] for own in tokens]
+    bare = logits(model, [], QUERY).log_softmax(-1)[0, first]
 
     def rise(edits: Any) -> float:
-        steered = logits(smollm2, edits, [QUERY] * 50).log_softmax(-1)
+        steered = logits(model, edits, [QUERY] * 50).log_softmax(-1)
         return float((steered[range(50), first] - bare).mean())
 
-    assert torch.equal(logits(smollm2, vista.edits(0.0), QUERY), logits(smollm2, [], QUERY))
-    evidence("rise of log p of the code word (nats)", measured=rise(vista.edits()), at_least=1)
-    changes = []
+    assert torch.equal(logits(model, vista.edits(0.0), QUERY), logits(model, [], QUERY))
+    width, changes = vista.vectors_[0].shape[-1], []
     for seed in range(5):
         gen = torch.Generator().manual_seed(seed)
         random = [
             ak.Edit(
                 e.site,
-                Turn(torch.randn(50, 576, generator=gen), strength=vista.scale),
+                Turn(torch.randn(50, width, generator=gen), strength=vista.scale),
                 e.where,
             )
             for e in vista.edits()
         ]
         changes.append(rise(random))
+    return rise(vista.edits()), changes
+
+
+@pytest.mark.paper("hidden-life-tokens-reducing")
+def test_evidence_that_was_removed(smollm2: Model, evidence: Evidence) -> None:
+    """50 code words, each with the vector of its own evidence, and with random ones."""
+    rise, changes = code_words(smollm2)
+    evidence("rise of log p of the code word (nats)", measured=rise, at_least=1)
     largest = max(map(abs, changes))
     evidence("largest change by 5 random vectors (nats)", measured=largest, at_most=0.3)

@@ -18,6 +18,7 @@ from tests._evidence import Evidence
 from tests.core import tiny
 from tests.core.tiny import untouched
 from tests.trace import _planted_emotion as planted
+from tests.trace.test_attribution import gemma2
 
 PROMPTS = ["w1 w2 w3 w4", "w6 w2", "w8 w2 w9"]
 
@@ -128,6 +129,13 @@ def test_bad_settings_are_refused(call: Any, said: str) -> None:
     model = tiny.model()
     with pytest.raises(InputError, match=said):
         call(model, random_directions(model))
+
+
+def test_norms_between_parts_and_stream_are_refused() -> None:
+    """Behind a norm what a neuron writes is no longer its activation times a slope."""
+    model = Model(gemma2(), tiny.tokenizer())
+    with pytest.raises(InputError, match=r"in layer 0 its slope differs by .* between tokens"):
+        component_contrib(model, PROMPTS, random_directions(model))
 
 
 def made() -> Contributions:

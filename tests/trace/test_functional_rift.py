@@ -64,21 +64,24 @@ WORDS = (" banana", " river", " pencil", " cloud", " tiger", " lemon", " brick",
          " window", " guitar", " spoon", " carpet", " rabbit", " bottle", " ladder")  # fmt: skip
 
 
-def bigrams(m: Model) -> tuple[Tensor, Tensor, Tensor]:
+def bigrams(m: Model, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Return prompts with a pair of words four times, the same without it, and its second words.
 
     "banana" after "United" where the language has "States"; the pairs stand among other words, and
-    the last word of a prompt is the first one of its pair.
+    the last word of a prompt is the first one of its pair. All begin with the token `start`.
     """
     gen = torch.Generator().manual_seed(0)
-    first, words = ([m.tokenizer(w)["input_ids"][0] for w in group] for group in (FIRST, WORDS))
+    first, words = (
+        [m.tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in group]
+        for group in (FIRST, WORDS)
+    )
     told, bare, second = [], [], []
     for a in first:
         b, *rest = (words[int(i)] for i in torch.randperm(len(words), generator=gen))
         around = [rest[2 * i : 2 * i + 2] for i in range(4)]
-        told.append([0, *(t for own in around for t in (a, b, *own)), a])
+        told.append([start, *(t for own in around for t in (a, b, *own)), a])
         bare.append(
-            [0, *(t for i, own in enumerate(around) for t in (*rest[8 + i :][:2], *own)), a]
+            [start, *(t for i, own in enumerate(around) for t in (*rest[8 + i :][:2], *own)), a]
         )
         second.append(b)
     return torch.tensor(told), torch.tensor(bare), torch.tensor(second)

@@ -5,7 +5,7 @@ import torch
 
 import actkit as ak
 from actkit.core.model import Model
-from actkit.trace import Task, tasks
+from actkit.trace import Task, Trial, tasks
 from actkit.trace._robustness import Choice, robustness
 from actkit.trace._toy import clear, set_head, toy
 from actkit.trace.patch import Patch
@@ -14,17 +14,21 @@ from tests._evidence import Evidence
 BEST = "towards-best-practices-activation"
 
 
+def limits(trial: Trial, last: str) -> list[float]:
+    """Return what nothing, all of the first stream and the end of the last one recover."""
+    source = trial.source("clean", ["resid_pre.0", last])
+    whole, end = ak.swap("resid_pre.0", source), ak.swap(last, source, ak.Where(tokens=-1))
+    recovered: list[float] = trial.recovery(trial.sweep([[], [whole], [end]])).tolist()
+    return recovered
+
+
 @pytest.mark.paper(BEST)
 @pytest.mark.parametrize("bundled", ["ioi", "capitals"])
 def test_all_of_the_stream_is_everything_and_nothing_is_nothing(
     smollm2: Model, evidence: Evidence, bundled: str
 ) -> None:
     task = tasks.ioi(20) if bundled == "ioi" else tasks.capitals(20)
-    trial = task.on(smollm2)
-    source = trial.source("clean", ["resid_pre.0", "resid_post.29"])
-    last = ak.Where(tokens=-1)
-    variants = [[], [ak.swap("resid_pre.0", source)], [ak.swap("resid_post.29", source, last)]]
-    nothing, stream, end = trial.recovery(trial.sweep(variants)).tolist()
+    nothing, stream, end = limits(task.on(smollm2), "resid_post.29")
     name = f"20 pairs of {task.name}: "
     evidence(name + "nothing patched", measured=nothing, equals=0, tolerance=1e-6)
     evidence(name + "all positions at layer 0", measured=stream, equals=1, tolerance=1e-4)

@@ -3,7 +3,7 @@
 Shapes: L layers, P patched positions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -32,21 +32,22 @@ def trial(m: Model, row: int) -> Trial:
     return Task([clean], [corrupt], [f" {a}"], [f" {b}"], name="name mover").on(m)
 
 
+def sums(task: Trial, layers: Sequence[int], rules: Sequence[str]) -> tuple[list[float], Tensor]:
+    """Return the sum of a c at the stream of each layer (of the metric), and the logits."""
+    names = [f"resid_pre.{i}" for i in layers]
+    with propagating(task.model, rules) as edits:
+        rec, value = with_metric(task, "clean", names, edits)
+        c = torch.autograd.grad(value.sum(), [rec[n] for n in names])
+    shares = [float((rec[n].detach() * g).sum() / value.detach())
+              for n, g in zip(names, c, strict=True)]  # fmt: skip
+    return shares, rec.logits.detach()
+
+
 @pytest.mark.paper("relp")
 def test_relevance_is_conserved_and_values_stay(smollm2: Model, evidence: Evidence) -> None:
     task = trial(smollm2, 0)
-    names = [f"resid_pre.{i}" for i in LAYERS]
-
-    def sums(*rules: str) -> tuple[list[float], Tensor]:
-        with propagating(smollm2, rules) as edits:
-            rec, value = with_metric(task, "clean", names, edits)
-            c = torch.autograd.grad(value.sum(), [rec[n] for n in names])
-        shares = [float((rec[n].detach() * g).sum() / value.detach())
-                  for n, g in zip(names, c, strict=True)]  # fmt: skip
-        return shares, rec.logits.detach()
-
-    ruled, logits = sums(*RULES)
-    plain, _ = sums()
+    ruled, logits = sums(task, LAYERS, [*RULES])
+    plain, _ = sums(task, LAYERS, ())
     for layer, share in zip(LAYERS, ruled, strict=True):
         what = f"sum of a c at the stream of layer {layer} (of the metric)"
         evidence(what, measured=share, equals=1.0, tolerance=1e-3)

@@ -54,6 +54,19 @@ def rendered(tokenizer: Any, chat: Chat, template: Mapping[str, Any]) -> str:
     return str(text)
 
 
+def leading_ids(tokenizer: Any) -> list[int]:
+    """Return what a tokenizer puts in front of every text, such as `<bos>`; often nothing.
+
+    Blocks that are cut from running text need it, too: a network that has never seen a text
+    without its first token computes something else.
+    """
+    text = "a"
+    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    whole: list[int] = list(tokenizer(text)["input_ids"])
+    start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+    return whole[:start]
+
+
 def token_ids(tokenizer: Any, text: str, special: bool) -> list[int]:
     """Return a text's token ids; a special token that it already has at an end is not doubled.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from actkit import data as bundled
+from actkit.core.chats import leading_ids
 from actkit.core.digest import digest
 from actkit.core.errors import InputError
 from actkit.core.inputs import Batch, Call
@@ -26,9 +27,9 @@ UNITS = {"tokens": "token", "images": "image", "batches": "input"}
 class Feed:
     """Data on their way into a network; after a pass it knows what they were.
 
-    Texts are packed into blocks of tokens without padding (an encoder's blocks get its special
-    tokens), and 8-bit images go through the network's processor, or are scaled as the bundled
-    photos are. Everything else is passed on as it is.
+    Texts are packed into blocks of tokens without padding, with the special tokens that stand
+    around an encoder's text and before a decoder's; 8-bit images go through the network's
+    processor, or are scaled as the bundled photos are. Everything else is passed on as it is.
 
     Args:
         model: The network.
@@ -174,9 +175,11 @@ def _kind(first: Any) -> str:
 
 
 def _special(model: Model) -> tuple[list[int], list[int]]:
-    """Return what an encoder was trained to see around a text, nothing for a decoder."""
-    if bool(getattr(model.module, "can_generate", lambda: False)()):
+    """Return what a network was trained to see around a text; nothing ends a decoder's."""
+    if model.tokenizer is None:
         return [], []
+    if bool(getattr(model.module, "can_generate", lambda: False)()):
+        return leading_ids(model.tokenizer), []
     ids = (getattr(model.tokenizer, f"{kind}_token_id", None) for kind in ("cls", "sep"))
     start, end = ([] if i is None else [i] for i in ids)
     return start, end

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from actkit import data
 from actkit.core.addresses import points_of
+from actkit.core.chats import leading_ids
 from actkit.core.compat import cache_keywords, output_cache
 from actkit.core.edit import Edit
 from actkit.core.errors import InputError
@@ -280,8 +281,9 @@ def _ids(model: Model, texts: Sequence[str]) -> list[list[int]]:
 
 def _prose(model: Model) -> Tensor:
     text = data.text(num_samples=40)
-    blocks = data.chunks(text, model.tokenizer, OFF_TARGET_TOKENS)
-    return torch.tensor([next(blocks) for _ in range(OFF_TARGET_TEXTS)])
+    start = leading_ids(model.tokenizer)
+    blocks = data.chunks(text, model.tokenizer, OFF_TARGET_TOKENS - len(start))
+    return torch.tensor([[*start, *next(blocks)] for _ in range(OFF_TARGET_TEXTS)])
 
 
 def _fact_loss(

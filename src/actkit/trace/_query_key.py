@@ -8,6 +8,7 @@ Shapes: T tokens, H heads, G key-value heads, K head width, D width, E = D + 1.
 """
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def query_key(model: Model, rec: Recording, layer: int) -> QueryKey:
     scale_T1 = norm.scale(x_TD, y_TD)
     x_TE = torch.cat([x_TD / scale_T1, torch.ones_like(scale_T1)], 1)
     q_HEK, k_GEK = (_extended(model, norm, f"{point}.{layer}") for point in "qk")
-    turn_TKK = _rotations(model, len(x_TE), q_HEK.shape[-1], like=x_TE)
+    turn_TKK = _rotations(model, layer, len(x_TE), q_HEK.shape[-1], like=x_TE)
     told_HTT = rec[f"attn_scores.{layer}"][0].float()
     seen_TT = torch.ones_like(told_HTT[0], dtype=torch.bool).tril()
     q_HTK = torch.einsum("te,hek,tkm->htm", x_TE, q_HEK, turn_TKK)
@@ -101,7 +102,7 @@ def _extended(model: Model, norm: FrozenNorm, site: str) -> Tensor:
     return torch.cat([norm.read(weight_HDK.mT).mT, (shift_HK + bias_HK)[:, None]], 1)
 
 
-def _rotations(model: Model, num_tokens: int, width: int, like: Tensor) -> Tensor:
+def _rotations(model: Model, layer: int, num_tokens: int, width: int, like: Tensor) -> Tensor:
     """Return what rotary embedding multiplies (row) queries with at each position, (T, K, K)."""
     eye_TKK = torch.eye(width).to(like).repeat(num_tokens, 1, 1)
     rotary: list[Any] = [
@@ -110,8 +111,13 @@ def _rotations(model: Model, num_tokens: int, width: int, like: Tensor) -> Tenso
     if not rotary:
         return eye_TKK
     positions = torch.arange(num_tokens, device=like.device)[None]
+    own: dict[str, Any] = {}
+    if "layer_type" in signature(rotary[0].forward).parameters:
+        # Gemma 3 turns by other angles in windows than in full attention
+        config: Any = model.module.config
+        own["layer_type"] = config.get_text_config().layer_types[layer]
     with torch.no_grad():
-        cos, sin = (x[0, :, None].float() for x in rotary[0](like[None], positions))
+        cos, sin = (x[0, :, None].float() for x in rotary[0](like[None], positions, **own))
     turned, rest = eye_TKK[..., : cos.shape[-1]], eye_TKK[..., cos.shape[-1] :]
     first, second = turned.chunk(2, -1)
     return torch.cat([turned * cos + torch.cat([-second, first], -1) * sin, rest], -1)

@@ -79,7 +79,8 @@ def component_contrib(
         batch_size: How many prompts to run at once.
 
     Raises:
-        InputError: A layer has no direction, or there are no prompts or sizes.
+        InputError: A layer has no direction, there are no prompts or sizes, or what a part writes
+            is not linear in it, as with a norm between MLP and stream.
 
     Example:
         >>> import torch
@@ -117,10 +118,23 @@ def _written(model: Model, prompts: list[Any], v_L2D: Tensor) -> tuple[Tensor, T
         for x, y, v_D in ((hidden, out, post_D), (z, attn, mid_D)):
             (slope,) = torch.autograd.grad((y @ v_D.to(y)).sum(), x, retain_graph=True)
             rows = rec.rows_of(f"mlp_out.{layer}")
+            _check_linear(slope[rows.valid], layer)
             products.append(last_tokens((x * slope).detach().float(), rows).mean(0))
         neurons.append(products[0])
         heads.append(products[1].sum(-1))
     return torch.stack(neurons).cpu(), torch.stack(heads).cpu()
+
+
+def _check_linear(slope_NX: Tensor, layer: int) -> None:
+    """Raise InputError unless what a layer writes has one slope at all N tokens."""
+    off = float((slope_NX - slope_NX[:1]).abs().max())
+    size = float(slope_NX.abs().max())
+    if off > size * max(1e-3, 8 * torch.finfo(slope_NX.dtype).eps):
+        raise InputError(
+            f"what a part writes must be linear in it, in layer {layer} its slope differs by "
+            f"{off:.2g} between tokens on a size of {size:.2g}: contributions are for networks "
+            "without norms or factors between parts and stream"
+        )
 
 
 def _carried(
