@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from actkit.core.errors import InputError
 from actkit.core.model import Model
 from actkit.trace._attention_edits import set_attention
-from actkit.trace._head_classes import attention_paid, head_classes
+from actkit.trace._head_classes import attention_paid, copy_scores, head_classes
 from actkit.trace._in_context import token_losses
 from actkit.trace.functional_rift import functional_rift
 from actkit.trace.induction import ablation, induction
@@ -69,6 +70,12 @@ def test_classes_of_heads_but_no_name_mover(gemma: Model) -> None:
     assert classes["induction"] == [(5, 2), (5, 3)]
     assert classes["S-inhibition"] == [(9, 3), (13, 3)]
     assert classes["name mover"] == classes["negative name mover"] == []
+
+
+def test_what_a_head_copies_is_not_read_off_its_map_alone(gemma: Model) -> None:
+    """A norm stands between attention and stream."""
+    with pytest.raises(InputError, match="in layer 13 a norm stands behind it"):
+        copy_scores(_ioi.pairs(2).on(gemma), [(13, 3)])
 
 
 def test_forced_rows_sum_to_one_and_only_what_follows_changes(gemma: Model) -> None:

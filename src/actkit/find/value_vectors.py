@@ -14,6 +14,7 @@ from actkit.catalog import method
 from actkit.core.addresses import layer_of
 from actkit.core.errors import InputError
 from actkit.core.model import Model
+from actkit.core.plain_writes import check_plain_writes
 from actkit.core.progress import track
 from actkit.core.sites import Site
 from actkit.core.token_labels import BROKEN, token_label
@@ -110,7 +111,8 @@ def value_vectors(
 
     Raises:
         SiteError: The network has no MLP neurons, or no norm to fold in.
-        InputError: It has no output head, or a down projection that is no plain linear map.
+        InputError: It has no output head, a down projection that is no plain linear map, or a norm
+            between MLP and stream.
 
     Example:
         >>> import actkit as ak
@@ -133,6 +135,7 @@ def value_vectors(
     vectors, tokens = {}, {}
     for site in track(sites, "projecting value vectors"):
         layer = layer_of(site.canonical)
+        check_plain_writes(model, "mlp_out", layer)
         vectors[layer] = _columns(model, site)
         logits_FV = vectors[layer].to(out_VD) @ out_VD.mT
         tokens[layer] = logits_FV.topk(top_k).indices

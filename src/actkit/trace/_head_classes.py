@@ -10,6 +10,7 @@ from torch import Tensor
 
 from actkit.core.edit import set
 from actkit.core.errors import InputError
+from actkit.core.plain_writes import check_plain_writes
 from actkit.trace._task import Trial
 
 NEXT, END = "after the subject", "end"
@@ -79,6 +80,9 @@ def copy_scores(
 
     Returns:
         (n,) shares of the prompts for n heads, and the same with the head's sign turned.
+
+    Raises:
+        InputError: A norm stands between attention and stream.
     """
     model, at = trial.model, _positions(trial)["indirect object"]
     rows = torch.arange(len(trial), device=at.device)
@@ -87,6 +91,7 @@ def copy_scores(
     stream = trial.record("clean", "resid_post.0")["resid_post.0"]
     written = []
     for layer, head in heads:
+        check_plain_writes(model, "attn_out", layer)
         v = trial.record("clean", f"v.{layer}", [set(f"resid_pre.{layer}", stream)])[f"v.{layer}"]
         z = model.sites(f"z.{layer}")[0]
         num_heads, width = z.unit_shape or (1, 1)
