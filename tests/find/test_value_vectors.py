@@ -111,3 +111,4 @@ def test_networks_without_what_it_takes_are_refused() -> None:
         value_vectors(Model(module, tiny.tokenizer()))
     bare = value_vectors(Model(tiny.llama()), layers=0, top_k=2)
     assert bare.words(0, 0) == [str(i) for i in bare.tokens[0][0].tolist()]
+    assert repr(bare) == "ValueVectors(80 neurons of layers [0])"

@@ -34,6 +34,11 @@ class ValueVectors:
     tokens: dict[int, Tensor]
     texts: Sequence[str]
 
+    def __repr__(self) -> str:
+        """Return how many neurons of which layers there are, in one line."""
+        number = sum(map(len, self.tokens.values()))
+        return f"ValueVectors({number:,} neurons of layers {list(self.tokens)})"
+
     def words(self, layer: int, unit: int) -> list[str]:
         """Return the texts of the tokens that a neuron promotes most."""
         return [self.texts[int(i)] for i in self.tokens[layer][unit]]
