@@ -105,6 +105,23 @@ def positive_share(model: Model, edits: list[ak.Edit], questions: list[str]) -> 
     return float((logits[:, plus] - logits[:, minus]).sigmoid().mean())
 
 
+def random_gaps(model: Model, like_D: Tensor, layer: int, questions: list[str]) -> list[float]:
+    """Return what 20 random vectors of a length move: the share at +1 less that at -1."""
+    gaps = []
+    for seed in range(20):
+        gen = torch.Generator().manual_seed(seed)
+        u = torch.randn(len(like_D), generator=gen)
+        u = u / u.norm() * like_D.norm()
+        up, down = (
+            positive_share(
+                model, [ak.add(f"resid_post.{layer}", u, c, ak.Where(tokens="last"))], questions
+            )
+            for c in (1.0, -1.0)
+        )
+        gaps.append(up - down)
+    return gaps
+
+
 @pytest.mark.slow
 @pytest.mark.paper("steering-llama-2-contrastive")
 def test_sentiment_of_answers(smollm2: Model, evidence: Evidence) -> None:
@@ -124,18 +141,7 @@ def test_sentiment_of_answers(smollm2: Model, evidence: Evidence) -> None:
     order = spearmanr(strengths, shares).statistic
     evidence("Spearman of P(positive) and strength", measured=order, at_least=0.9)
 
-    gaps = []
-    for seed in range(20):
-        gen = torch.Generator().manual_seed(seed)
-        u = torch.randn(576, generator=gen)
-        u = u / u.norm() * caa.vectors_[layer].norm()
-        up, down = (
-            positive_share(
-                smollm2, [ak.add(f"resid_post.{layer}", u, c, ak.Where(tokens="last"))], test
-            )
-            for c in (1.0, -1.0)
-        )
-        gaps.append(up - down)
+    gaps = random_gaps(smollm2, caa.vectors_[layer], layer, test)
     mean = torch.tensor(gaps).mean().abs()
     # single draws reach +-.5, since the vector is as long as the state; hence 20 draws, not 5
     evidence("|mean| of the same of 20 random vectors of its length", measured=mean, at_most=0.05)

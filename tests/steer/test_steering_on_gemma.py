@@ -34,7 +34,7 @@ from tests.steer._nats import perplexity_ratio
 from tests.steer._sentiment import PAIRS, log_odds, prose_loss
 from tests.steer.test_actadd import NEUTRAL, WEDDING
 from tests.steer.test_activation_reasoner import propositions
-from tests.steer.test_caa import QUESTIONS, positive_share
+from tests.steer.test_caa import QUESTIONS, positive_share, random_gaps
 from tests.steer.test_control_vector import ANIMALS, deductions
 from tests.steer.test_deep_thinking_kv import ordinary_cache, vanilla
 from tests.steer.test_flexac import said
@@ -72,18 +72,7 @@ def test_sentiment_of_answers(gemma: Model) -> None:
     assert gap == pytest.approx(0.326, abs=0.02)
     assert spearmanr(strengths, shares).statistic >= 0.9 - 1e-9
 
-    gaps = []
-    for seed in range(20):
-        gen = torch.Generator().manual_seed(seed)
-        u = torch.randn(640, generator=gen)
-        u = u / u.norm() * caa.vectors_[layer].norm()
-        up, down = (
-            positive_share(
-                gemma, [ak.add(f"resid_post.{layer}", u, c, ak.Where(tokens="last"))], test
-            )
-            for c in (1.0, -1.0)
-        )
-        gaps.append(up - down)
+    gaps = random_gaps(gemma, caa.vectors_[layer], layer, test)
     assert sum(gaps) / 20 == pytest.approx(-0.066, abs=0.03)
     assert sum(abs(g) < gap for g in gaps) / 20 == pytest.approx(0.4, abs=0.1)
 

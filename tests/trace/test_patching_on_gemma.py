@@ -40,7 +40,6 @@ from actkit.trace.path_patch import path_patch
 from actkit.trace.relp import RelP
 from actkit.trace.rome import Rome
 from actkit.trace.sparse_attention_decomposition import sparse_attention_decomposition
-from actkit.trace.subspace_patch import das, illusion_test, subspace_patch
 from tests.trace import _ioi
 from tests.trace.test_component_contrib import random_directions
 from tests.trace.test_minimal_pair_scan import spearman
@@ -48,6 +47,7 @@ from tests.trace.test_patch_on_smollm2 import limits
 from tests.trace.test_relp_on_smollm2 import correlations, counted, sums
 from tests.trace.test_relp_on_smollm2 import trial as name_mover
 from tests.trace.test_rome_on_smollm2 import FACT, NEIGHBOURS, PARAPHRASES, UNRELATED, fine_tuned
+from tests.trace.test_subspace_patch_on_smollm2 import effects
 
 PROMPT, SUBJECT, ANSWER = ["The capital of France is"], [" France"], [" Paris"]
 SUMS_OF_PARTS: dict[str, tuple[Callable[[Trial], Any], str]] = {
@@ -256,19 +256,8 @@ def test_head_scores_agree_between_pairs(gemma: Model) -> None:
 @pytest.mark.slow
 def test_a_direction_moves_facts_that_the_whole_mlp_does_not(gemma: Model) -> None:
     """Does not hold on Gemma: a trained direction has an effect of .3 (here .27, at layer 4)."""
-    site, subject = "mlp_hidden.4", ak.Where(tokens=-2)
-    gen, rows = torch.Generator().manual_seed(0), []
-    for pair in (0, 2):
-        trial = tasks.capitals(4)[[pair]].on(gemma)
-        v_D = das(gemma, trial, site, subject, steps=30)[0]
-        found = illusion_test(gemma, trial, site, v_D, subject)
-        assert found.row is not None
-        assert found.null is not None
-        chance = torch.randn(len(v_D), generator=gen)
-        by_chance = subspace_patch(gemma, trial, site, chance, subject)
-        told = (found.direction, found.row, found.null, found.full, by_chance)
-        rows.append([e.effect for e in told])
-    direction, row, null, full, chance_effect = torch.tensor(rows).mean(0).tolist()
+    found = effects(gemma, "mlp_hidden.4", ak.Where(tokens=-2))
+    direction, row, null, full, chance_effect = found
     assert direction == pytest.approx(0.268, abs=0.03)
     assert full <= 0.15
     assert row / direction <= 0.75

@@ -12,6 +12,27 @@ from tests._evidence import Evidence
 SITE, SUBJECT = "mlp_hidden.6", ak.Where(tokens=-2)
 
 
+def effects(model: Model, site: str, subject: ak.Where) -> list[float]:
+    """Return the mean effects on two pairs of capitals.
+
+    Those of a trained direction, of the parts of it that are seen and not seen, of all units, and
+    of a random direction.
+    """
+    gen, rows = torch.Generator().manual_seed(0), []
+    for pair in (0, 2):
+        trial = tasks.capitals(4)[[pair]].on(model)
+        v_D = das(model, trial, site, subject, steps=30)[0]
+        found = illusion_test(model, trial, site, v_D, subject)
+        assert found.row is not None
+        assert found.null is not None
+        chance = torch.randn(len(v_D), generator=gen)
+        by_chance = subspace_patch(model, trial, site, chance, subject)
+        told = (found.direction, found.row, found.null, found.full, by_chance)
+        rows.append([e.effect for e in told])
+    means: list[float] = torch.tensor(rows).mean(0).tolist()
+    return means
+
+
 @pytest.mark.slow
 @pytest.mark.paper("this-subspace-you-looking")
 def test_a_direction_moves_facts_that_the_whole_mlp_does_not(
@@ -22,18 +43,7 @@ def test_a_direction_moves_facts_that_the_whole_mlp_does_not(
     The row space of the map back holds 0.37 of the hidden units' dimensions, so the part that is
     seen is not quite dormant: it has at most 0.75 of the effect here, against none in the paper.
     """
-    gen, rows = torch.Generator().manual_seed(0), []
-    for pair in (0, 2):
-        trial = tasks.capitals(4)[[pair]].on(smollm2)
-        v_D = das(smollm2, trial, SITE, SUBJECT, steps=30)[0]
-        found = illusion_test(smollm2, trial, SITE, v_D, SUBJECT)
-        assert found.row is not None
-        assert found.null is not None
-        chance = torch.randn(len(v_D), generator=gen)
-        by_chance = subspace_patch(smollm2, trial, SITE, chance, SUBJECT)
-        told = (found.direction, found.row, found.null, found.full, by_chance)
-        rows.append([e.effect for e in told])
-    direction, row, null, full, chance_effect = torch.tensor(rows).mean(0).tolist()
+    direction, row, null, full, chance_effect = effects(smollm2, SITE, SUBJECT)
     evidence("capitals: effect of the trained direction", measured=direction, at_least=0.3)
     evidence("capitals: effect of all hidden units", measured=full, at_most=0.15)
     evidence("capitals: effect of the part that is seen, of the direction's",

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from actkit.catalog import method
-from actkit.core.addresses import layer_of
 from actkit.core.errors import InputError
 from actkit.core.model import Model
 from actkit.core.plain_writes import check_plain_writes
@@ -139,7 +138,7 @@ def value_vectors(
     out_VD = out_VD.to(dtype or out_VD.dtype)
     vectors, tokens = {}, {}
     for site in track(sites, "projecting value vectors"):
-        layer = layer_of(site.canonical)
+        layer = site.depth
         check_plain_writes(model, "mlp_out", layer)
         vectors[layer] = _columns(model, site)
         logits_FV = vectors[layer].to(out_VD) @ out_VD.mT
