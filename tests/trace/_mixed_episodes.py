@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actkit.trace._toy import toy
+from actkit.worlds.toy_transformer import toy
 
 LABELS, ITEMS, SHOTS = 4, 24, 3
 """Tokens 0 to 3 are labels; item i is token 4 + i, and its label in memory is i modulo 4."""

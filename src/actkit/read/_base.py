@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from actkit.core.recording import Rows
+from actkit.core.run.recording import Rows
 
 
 class _Merged(ABC):

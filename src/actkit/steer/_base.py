@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from actkit.core.edit import Edit
-from actkit.core.edit_file import save_edits
+from actkit.core.edits.edit import Edit
+from actkit.core.edits.files import save_edits
 from actkit.core.errors import EditError, InputError, NotFittedError
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.steer._examples import Examples
 
 Strength = float | Tensor

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from actkit.core.controller import Dosed
-from actkit.core.edit import Edit
+from actkit.core.edits.controller import Dosed
+from actkit.core.edits.edit import Edit
+from actkit.core.edits.operations import Add
 from actkit.core.errors import EditError
-from actkit.core.operations import Add
 from actkit.steer._base import Strength
 
 
@@ -22,7 +22,7 @@ def rescaled(edits: Sequence[Edit], factor: Strength) -> list[Edit]:
 
     Example:
         >>> import torch
-        >>> from actkit.core.edit import add
+        >>> from actkit.core.edits.edit import add
         >>> rescaled([add("resid_post.3", torch.ones(2), 0.5)], 4.0)[0].operation.scale
         2.0
     """

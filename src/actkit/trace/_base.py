@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.trace._parts import Parts, as_parts, filled
 from actkit.trace._scores import Scores
 from actkit.trace._task import Task, Trial, as_trial
