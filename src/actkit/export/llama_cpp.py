@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from actkit.core.edits.edit import Edit, add, as_edits
-from actkit.core.edits.operations import Add
 from actkit.core.edits.where import Where
 from actkit.core.errors import DataError, EditError
 from actkit.core.sites.site import Site
@@ -103,7 +102,7 @@ def load_vectors(
 def _layer(edit: Edit, site: Site, all_tokens: bool) -> int:
     """Return the layer of an edit that a control vector can hold."""
     layer = site.layer if site.canonical == f"resid_post.{site.layer}" else None
-    if not isinstance(edit.operation, Add) or layer is None:
+    if not edit.operation.only_adds or layer is None:
         raise EditError(
             f"a control vector holds add at resid_post.n, got {edit.operation.name} at {site.name}"
         )
@@ -120,14 +119,17 @@ def _layer(edit: Edit, site: Site, all_tokens: bool) -> int:
 
 
 def _vector(edit: Edit, site: str) -> Tensor:
+    """Return the (D,) vector that an edit adds."""
     operation = edit.operation
-    vector, scale = operation.tensors()["vector"], getattr(operation, "scale", 1.0)
-    if vector.dim() != 1 or torch.as_tensor(scale).dim():
+    rows, tokens, width = operation.extent(3)
+    if (rows, tokens) != (1, 1) or operation.width() is None:
         raise EditError(
-            f"a control vector is the same for all rows, the edit at {site} has shape "
-            f"{tuple(vector.shape)} and strength {scale}"
+            f"a control vector is the same for all rows, the edit at {site} adds "
+            f"{operation.summary()}"
         )
-    return scale * vector.detach().float().cpu()
+    zeros = torch.zeros(1, 1, width)
+    added: Tensor = operation.like(zeros, "BTD")(zeros)
+    return added[0, 0].detach()
 
 
 def _file(path: Path) -> dict[str, Tensor]:

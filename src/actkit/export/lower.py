@@ -1,7 +1,8 @@
 """Lowers edits: into the weights and biases of a copy, or into a LoRA-shaped adapter.
 
 An edit can be lowered if what it does to a tensor y is M y + c, for all rows and tokens: `add`,
-`scale`, `project_out` and `affine`, also of chosen heads and units. It goes into weights that the
+`scale`, `project_out` and `affine`, also of chosen heads and units, and any operation that says so
+by its `affine_form`. It goes into weights that the
 network's class loads again, or is refused. Every lowering is checked against the edits in a run,
 on the copy, on what its class builds from the saved config and weights, and on what PEFT opens.
 
@@ -12,6 +13,7 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from actkit.core.edits.edit import Edit, as_edits
-from actkit.core.edits.operations import Add, Affine, ProjectOut, Scale
 from actkit.core.errors import EditError
 from actkit.core.sealed_file import write_sealed
 from actkit.core.sites.site import Site
@@ -30,6 +31,7 @@ from actkit.export.weight_places import (
     Places,
     Target,
     Weights,
+    form_of,
     is_map,
     is_turned,
     refusal,
@@ -228,7 +230,7 @@ def _sited(model: Model, edits: list[Edit], places: Places) -> list[tuple[Edit, 
     found = [(edit, site) for edit, site in found if not edit.operation.neutral]
     moved: list[tuple[Edit, Site]] = []
     for edit, site in found:
-        if site.point in STREAM and isinstance(edit.operation, ProjectOut):
+        if site.point in STREAM and form_of(edit).linear == "projection":
             moved += [(edit, writer) for writer in _stream_writers(edit, site, found, places)]
         else:
             moved.append((edit, site))
@@ -248,11 +250,7 @@ def _stream_writers(
         return [site]
     if site.point == "resid_pre":  # the same place as the end of the block before
         return _stream_writers(edit, writers[0], found, places)
-    alike = [
-        other.canonical
-        for own, other in found
-        if isinstance(own.operation, ProjectOut) and _same_span(own, edit)
-    ]
+    alike = [other.canonical for own, other in found if _does_the_same(own, edit)]
     same = () if earlier is None else (earlier.canonical, _same_place(earlier))
     if not any(name in alike for name in same):
         raise EditError(
@@ -277,21 +275,29 @@ def _same_place(site: Site) -> str:
     return site.canonical.replace(f"resid_pre.{site.layer}", f"resid_post.{site.layer - 1}")
 
 
-def _same_span(one: Edit, other: Edit) -> bool:
-    a, b = (e.operation.tensors()["basis_JD"] for e in (one, other))
+def _does_the_same(one: Edit, other: Edit) -> bool:
+    """Say whether two edits have the same operation with the same numbers."""
+    if type(one.operation) is not type(other.operation):
+        return False
+    return all(
+        _equal(getattr(one.operation, f.name), getattr(other.operation, f.name))
+        for f in fields(one.operation)
+    )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return bool(a == b)
     return a.shape == b.shape and torch.equal(a, b)
 
 
 def _check_lowerable(edit: Edit, site: Site) -> None:
     """Refuse edits that no weight can stand for."""
-    if not isinstance(edit.operation, Add | Affine | ProjectOut | Scale):
-        raise EditError(
-            f"only add, scale, project_out and affine can be lowered, got {edit.operation.name} "
-            f"at {site.name}"
-        )
+    form_of(edit, site.name)  # refused if it has none
     where = edit.where
     every = isinstance(where.tokens, str) and where.tokens == "all"
-    if not every or where.rows is not None or where.steps is not None or edit.block is not None:
+    chosen = (where.rows, where.steps, edit.batch_rows)
+    if not every or any(choice is not None for choice in chosen):
         raise EditError(
             f"weights act everywhere, so an edit must, to be lowered: {edit.operation.name} at "
             f"{site.name} acts where {where}"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from actkit.core.edits.edit import Edit
-from actkit.core.edits.operations import Add, Affine, Scale
+from actkit.core.edits.operation import AffineForm
 from actkit.core.edits.where import Where
 from actkit.core.errors import EditError
 from actkit.core.run.context import ForwardContext
@@ -95,7 +95,7 @@ class Weights:
     def _behind(self, index: Tensor, edit: Edit, unit: tuple[int, ...]) -> None:
         """Put in W' = M W and b' = M b + c."""
         weight_DI, bias_D = self.weight, self.bias.clone()
-        if not isinstance(edit.operation, Add):
+        if form_of(edit).linear != "identity":
             weight_DI = weight_DI.clone()
             weight_DI[index] = _linear(edit, weight_DI[index].mT, unit).mT
         bias_D[index] = _of(edit, bias_D[index][None], unit)[0]
@@ -106,7 +106,7 @@ class Weights:
         weight_DI = self.weight
         constant_F = _of(edit, torch.zeros(1, len(index), dtype=torch.float64), unit)[0]
         bias_D = self.bias + weight_DI[:, index] @ constant_F
-        if not isinstance(edit.operation, Add):
+        if form_of(edit).linear != "identity":
             weight_DI = weight_DI.clone()
             weight_DI[:, index] = _linear(_turned(edit), weight_DI[:, index], unit)
         self._keep(weight_DI, bias_D)
@@ -155,9 +155,9 @@ class Places:
         stream = site.point in STREAM
         if site.place.side == "out" or stream:
             yield from ([t] for t in self._writers(site))
-        if site.point == "resid_pre" and site.layer == 0 and not _has_constant(edit):
+        if site.point == "resid_pre" and site.layer == 0 and not form_of(edit).constant:
             yield from self._summands(site)
-        if stream and isinstance(edit.operation, Add):
+        if stream and form_of(edit).linear == "identity":
             for before in self.before(site):
                 yield from self.options(before, edit)
         if not stream and (readers := self._readers(site)):
@@ -280,19 +280,33 @@ def is_holder(module: nn.Module) -> bool:
 
 def refusal(module: Any, target: Target, edit: Edit, may_have_bias: Callable[[str], bool]) -> str:
     """Return why an edit cannot go into a module's weights, "" if it can."""
-    kind, path, operation = type(module).__name__, target.path, edit.operation
+    kind, path, form = type(module).__name__, target.path, form_of(edit)
     if isinstance(module, nn.Embedding):
         return ""
-    if not is_map(module) and not isinstance(operation, Add | Scale):
+    if not is_map(module) and form.linear not in ("identity", "diagonal"):
         return f"{path} is a norm ({kind}), whose weight can only scale single units"
-    if _has_constant(edit) and getattr(module, "bias", None) is None and not may_have_bias(path):
+    if form.constant and getattr(module, "bias", None) is None and not may_have_bias(path):
         return f"{path} ({kind}) has no bias that would be saved, and no setting gives it one"
     return ""
 
 
-def _has_constant(edit: Edit) -> bool:
-    """Say whether an edit adds something that does not depend on what is there."""
-    return isinstance(edit.operation, Add) or getattr(edit.operation, "bias", None) is not None
+def form_of(edit: Edit, site: str | None = None) -> AffineForm:
+    """Return the affine form of what an edit does.
+
+    Args:
+        edit: The edit.
+        site: The name of the one of its sites that is spoken of.
+
+    Raises:
+        EditError: It does something else than M y + c.
+    """
+    form = edit.operation.affine_form()
+    if form is None:
+        raise EditError(
+            f"only add, scale, project_out and affine can be lowered, got {edit.operation.name} "
+            f"at {site or edit.site}"
+        )
+    return form
 
 
 def _index(site: Site, width: int) -> Tensor | None:
@@ -316,16 +330,15 @@ def _of(edit: Edit, x_NF: Tensor, unit: tuple[int, ...]) -> Tensor:
 
 def _linear(edit: Edit, x_NF: Tensor, unit: tuple[int, ...]) -> Tensor:
     """Return M x for rows x, without the constant."""
-    if isinstance(edit.operation, Add):
+    if form_of(edit).linear == "identity":
         return x_NF
     return _of(edit, x_NF, unit) - _of(edit, torch.zeros_like(x_NF[:1]), unit)
 
 
 def _turned(edit: Edit) -> Edit:
-    """Return the edit whose M is the transpose; that of all others but a map is symmetric."""
-    if isinstance(edit.operation, Affine):
-        return replace(edit, operation=Affine(edit.operation.matrix.mT))
-    return edit
+    """Return the edit whose M is the transpose."""
+    turned = form_of(edit).transposed
+    return edit if turned is None else replace(edit, operation=turned)
 
 
 def _gain_offset(norm: Any) -> float:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from actkit.core.edits.controller import Dosed
 from actkit.core.edits.edit import Edit
-from actkit.core.edits.operations import Add
+from actkit.core.edits.operation import Operation
 from actkit.core.errors import EditError
 from actkit.steer._base import Strength
 
@@ -14,7 +13,7 @@ def rescaled(edits: Sequence[Edit], factor: Strength) -> list[Edit]:
     """Return the edits at `factor` times their strength, so that a loaded file can be turned up.
 
     Args:
-        edits: `add`, or operations of methods, which have a strength.
+        edits: Of operations that have a strength: `add`, and most that methods bring.
         factor: A number, or (B,) numbers, one for each row.
 
     Raises:
@@ -29,10 +28,10 @@ def rescaled(edits: Sequence[Edit], factor: Strength) -> list[Edit]:
     return [replace(edit, operation=_at(edit, factor)) for edit in edits]
 
 
-def _at(edit: Edit, factor: Strength) -> Add | Dosed:
-    own = edit.operation
-    if isinstance(own, Add):
-        return replace(own, scale=own.scale * factor)
-    if isinstance(own, Dosed):
-        return replace(own, strength=own.strength * factor)
-    raise EditError(f"only what has a strength can be turned up, got {own.name} at {edit.site}")
+def _at(edit: Edit, factor: Strength) -> Operation:
+    found = edit.operation.scaled(factor)
+    if found is None:
+        raise EditError(
+            f"only what has a strength can be turned up, got {edit.operation.name} at {edit.site}"
+        )
+    return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import actkit as ak
-from actkit.core.edits.controller import Beside, Controller, Dosed
+from actkit.core.edits.controller import Controller, SideRun, StrengthOperation
 from actkit.core.edits.where import Where
 from actkit.core.errors import DataError, EditError
 from actkit.core.run.context import ForwardContext
@@ -21,7 +21,7 @@ VECTOR = tiny.uneven(tiny.WIDTH)
 
 
 @dataclass(frozen=True, eq=False)
-class Pull(Dosed):
+class Pull(StrengthOperation):
     """Move towards a point."""
 
     point: Tensor
@@ -59,7 +59,7 @@ class Look(Controller):
 
     vector: Tensor
 
-    def before(self, beside: Beside, memory: dict[str, Any], context: ForwardContext) -> None:
+    def before(self, beside: SideRun, memory: dict[str, Any], context: ForwardContext) -> None:
         """Run twice beside: as it is, and with the vector."""
         memory["on"] = False
         plain = beside.logits("plain")
@@ -119,7 +119,7 @@ def test_a_dose_of_zero_is_not_even_installed(model: Model) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Above(Dosed):
+class Above(StrengthOperation):
     """Pull up what is lower than a bound, which may be infinite."""
 
     boundless = frozenset({"low"})

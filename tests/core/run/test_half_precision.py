@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import actkit as ak
-from actkit.core.edits.controller import Controller, Dosed
+from actkit.core.edits.controller import Controller, StrengthOperation
 from actkit.core.edits.edit import Edit
 from actkit.core.edits.operations import Operation
 from actkit.core.edits.where import Where
@@ -149,7 +149,7 @@ def test_strength_zero_changes_no_bit(name: str, dtype: torch.dtype) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sum(Dosed):
+class _Sum(StrengthOperation):
     """A method's own operation that never heard of half precision."""
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import actkit as ak
-from actkit.core.edits.controller import Beside, Controller
+from actkit.core.edits.controller import Controller, SideRun
 from actkit.core.errors import InputError
 from actkit.core.run.context import ForwardContext
 from actkit.model import Model
@@ -35,7 +35,7 @@ class Spy(Controller):
 class Constant(Compose):
     """All properties at full strength at every step."""
 
-    def before(self, beside: Beside, memory: dict[str, Any], context: ForwardContext) -> None:
+    def before(self, beside: SideRun, memory: dict[str, Any], context: ForwardContext) -> None:
         memory["alpha"] = torch.full((1, len(self.steps_PSHK)), self.most)
 
 

@@ -7,20 +7,20 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from actkit.core.edits.operations import Operation, strength
+from actkit.core.edits.operation import Operation, strength, strength_of_row
 from actkit.core.errors import EditError
 from actkit.core.run.caches import is_cache
 from actkit.core.run.context import ForwardContext
 
 
 @dataclass(frozen=True, eq=False)
-class Dosed(Operation):
+class StrengthOperation(Operation):
     """An operation with a strength: a number, or (B,) numbers, one for each row.
 
     A strength of zero leaves every bit as it is. Subclasses are frozen dataclasses whose tensor
@@ -46,13 +46,21 @@ class Dosed(Operation):
         rows = self.strength.numel() if isinstance(self.strength, Tensor) else 1
         return (rows, *super().extent(num_axes)[1:])
 
+    def scaled(self, factor: float | Tensor) -> Self:
+        """Return the operation at `factor` times its strength."""
+        return replace(self, strength=self.strength * factor)
+
+    def of_row(self, row: int, valid_T: Tensor, axes: str) -> Self:
+        """Return the operation with a row's own strength."""
+        return replace(self, strength=strength_of_row(self.strength, row))
+
     def dose(self, x: Tensor) -> float | Tensor:
         """Return the strength so that it broadcasts against x."""
         return strength(self.strength, x)
 
 
 @dataclass(frozen=True, eq=False)
-class Controller(Dosed):
+class Controller(StrengthOperation):
     """An operation that remembers what it saw, earlier in this pass and in the steps before.
 
     Edits whose controllers have the same `key` share one memory: one may watch at one site what
@@ -78,7 +86,7 @@ class Controller(Dosed):
             context: The pass: its step, validity and positions.
         """
 
-    def before(self, beside: "Beside", memory: dict[str, Any], context: ForwardContext) -> None:
+    def before(self, beside: "SideRun", memory: dict[str, Any], context: ForwardContext) -> None:
         """Look ahead before the network runs; by default nothing is done.
 
         Args:
@@ -111,7 +119,7 @@ class Controller(Dosed):
         raise EditError(f"a controller acts in a run only, got {type(self).__name__} called alone")
 
 
-class Beside:
+class SideRun:
     """Runs the tokens of one pass again, beside the run itself and with caches of their own."""
 
     def __init__(
@@ -151,7 +159,7 @@ class Beside:
 
 
 @contextmanager
-def kept(owner: Any, **values: Any) -> Iterator[None]:
+def temporarily(owner: Any, **values: Any) -> Iterator[None]:
     """Give attributes of an object other values for a while."""
     before = {name: getattr(owner, name) for name in values}
     for name, value in values.items():

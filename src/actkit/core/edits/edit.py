@@ -42,14 +42,14 @@ class Edit:
         site: A site or a pattern of sites.
         operation: What is done there.
         where: Where it acts.
-        block: Rows of the batch that are the edit's whole batch, where several edited versions
+        batch_rows: Rows of the batch that are the edit's whole batch, where several edited versions
             of one batch run together; all if None.
     """
 
     site: str
     operation: Operation
     where: Where = field(default_factory=Where)
-    block: slice | None = None
+    batch_rows: slice | None = None
 
     def __post_init__(self) -> None:
         """Keep a site that was given as such by its name."""
@@ -59,10 +59,11 @@ class Edit:
     def __repr__(self) -> str:
         """Return one line: what is done, where, tensors by shape and norm."""
         where = "" if self.where.everywhere else f"; where {self.where}"
-        block = "" if self.block is None else f"; rows {self.block.start} to {self.block.stop}"
+        own = self.batch_rows
+        rows = "" if own is None else f"; rows {own.start} to {own.stop}"
         told = self.operation.summary()
         said = f": {told}" if told else ""
-        return f"Edit({self.operation.name} at {self.site}{said}{where}{block})"
+        return f"Edit({self.operation.name} at {self.site}{said}{where}{rows})"
 
     def write(self, x: Tensor, context: ForwardContext) -> Tensor:
         """Return the new (B, T, ...) values, x itself if none is meant; the operation is like x.
@@ -71,15 +72,15 @@ class Edit:
         and units, as large as the choice. Without gradients, an edit of a block of rows writes
         into x, since many of them would copy all rows again and again.
         """
-        if self.block is not None:
-            part = x[self.block]
-            new = replace(self, block=None).write(part, context.part(self.block))
-            start, stop = self.block.start, self.block.stop
+        if self.batch_rows is not None:
+            part = x[self.batch_rows]
+            new = replace(self, batch_rows=None).write(part, context.part(self.batch_rows))
+            start, stop = self.batch_rows.start, self.batch_rows.stop
             if new is part:
                 return x
             if torch.is_grad_enabled():
                 return x.slice_scatter(new, 0, start, stop)
-            x[self.block] = new
+            x[self.batch_rows] = new
             return x.view_as(x)
         if context.each > 1 and self._is_by_rows(x):
             return self._write_each(x, context)

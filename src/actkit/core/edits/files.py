@@ -1,17 +1,14 @@
 """Edit files: edits as one safetensors file, whose header says in JSON what they are.
 
 The metadata's entry `actkit_edits` holds the format's version, where the edits come from, and for
-each edit its site, operation, numbers, place and the names of its tensors. The file is sealed by
-the SHA-256 of all of it.
+each edit its site, its operation by identifier, numbers, place and the names of its tensors. The
+file is sealed by the SHA-256 of all of it.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from math import isfinite
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -19,17 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from actkit.core.edits.edit import Edit, as_edits
-from actkit.core.edits.operations import (
-    Add,
-    Affine,
-    Apply,
-    Clamp,
-    Operation,
-    ProjectOut,
-    Scale,
-    Set,
-    Swap,
-)
+from actkit.core.edits.operation_names import operation_named
 from actkit.core.edits.where import Where, from_description
 from actkit.core.errors import DataError, EditError
 from actkit.core.provenance import stamp
@@ -40,9 +27,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 KEY = "actkit_edits"
-_OPERATIONS: dict[str, type[Operation]] = {
-    c.__name__: c for c in (Add, Affine, Clamp, ProjectOut, Scale, Set, Swap)
-}
 
 
 def save_edits(
@@ -138,8 +122,8 @@ def _origin(model: "Runner | None", about: dict[str, Any]) -> dict[str, Any]:
 def _packed(edit: Edit, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Return an edit's header, and put its tensors with the others."""
     operation, kind = edit.operation, _kind(edit)
-    if edit.block is not None:
-        raise EditError(f"an edit of a block of a batch cannot be saved, got {edit.block}")
+    if edit.batch_rows is not None:
+        raise EditError(f"an edit of a block of a batch cannot be saved, got {edit.batch_rows}")
     own = operation.tensors()
     places = {f.name: getattr(edit.where, f.name) for f in fields(Where)}
     where = {k: v for k, v in places.items() if isinstance(v, Tensor)}
@@ -159,32 +143,27 @@ def _packed(edit: Edit, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]
 
 
 def _kind(edit: Edit) -> str:
-    """Return what the operation is called in a file: its class, with its module if not core's."""
-    kind = type(edit.operation)
-    if isinstance(edit.operation, Apply) or "<locals>" in kind.__qualname__:
+    """Return the name that a file knows the operation under."""
+    operation = edit.operation
+    for field in fields(operation):
+        value = getattr(operation, field.name)
+        # what is left out would be lost without a word, and the class made without it
+        if value is not None and not isinstance(value, Tensor | int | float | str | list | tuple):
+            what = "code" if callable(value) else f"a {type(value).__name__}"
+            raise EditError(
+                f"edits are saved as data, and {operation.name} at {edit.site} holds {what}: "
+                "write it with the other operations, or save the function yourself"
+            )
+    if not (name := operation.saved_as()):
         raise EditError(
-            f"edits are saved as data, and {edit.operation.name} at {edit.site} holds code: "
-            "write it with the other operations, or save the function yourself"
+            f"an operation is saved under a name of its own, {operation.name} at {edit.site} has "
+            f"none: give {type(operation).__name__} an `identifier`"
         )
-    own = kind.__name__ in _OPERATIONS and _OPERATIONS[kind.__name__] is kind
-    return kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}"
-
-
-def _operation(kind: str) -> type[Operation]:
-    """Return the class that a file names; of other packages only what is imported already."""
-    if kind in _OPERATIONS:
-        return _OPERATIONS[kind]
-    module, _, name = kind.partition(":")
-    if module.startswith("actkit.") and find_spec(module) is not None:
-        import_module(module)
-    found = getattr(sys.modules.get(module), name, None)
-    if not (isinstance(found, type) and issubclass(found, Operation)):
-        raise ValueError(f"unknown operation {kind!r}")
-    return found
+    return name
 
 
 def _unpacked(packed: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
-    kind = _operation(packed["operation"])
+    kind = operation_named(packed["operation"])
     numbers = {k: v if isinstance(v, int) else float(v) for k, v in packed["numbers"].items()}
     own = {k: tensors[v] for k, v in packed["tensors"].items()}
     lost = {k: v.isnan() if k in kind.boundless else ~v.isfinite() for k, v in own.items()}

@@ -1,126 +1,58 @@
-"""The operations of edits: what is done to the values at a site.
+"""The operations that every network has a use for: add, set, scale, project out, clamp, map, swap.
 
 Shapes: B batch, T tokens, D width, J directions. An operation sees x as (B, T, D), at sites with
 heads as (B, T, H, K), at attention sites as (B, T, H, S), of an image as (B, Y * X, C).
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from functools import partial
-from textwrap import shorten
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from actkit.core.edits.operation import (
+    HALF,
+    AffineForm,
+    Operation,
+    brief,
+    entry,
+    like_site,
+    spread,
+    strength,
+    strength_of_row,
+    value_extent,
+    value_of_row,
+    without_padding,
+    working_dtype,
+)
 from actkit.core.errors import EditError
-from actkit.core.run.context import ForwardContext
 from actkit.core.sites.layout import rows_first
 
-HALF = (torch.float16, torch.bfloat16)
-"""Dtypes in which a sum of a few hundred products would lose its digits."""
-
-
-@dataclass(frozen=True, eq=False)
-class Operation(ABC):
-    """What is done to the values at a site. Tensor fields are (D,), (B, D) or (B, T, D).
-
-    Attributes:
-        boundless: The tensor fields that may hold infinite numbers.
-        tokenwise: What it does at a token depends on that token alone, so that a run may begin
-            at the first token that it changes.
-        wide: In half precision it is computed in float32, tensors too, and rounded once; False
-            for what only puts values in place, or calls code that is to see the site's own dtype.
-    """
-
-    boundless: ClassVar[frozenset[str]] = frozenset()
-    tokenwise: ClassVar[bool] = False
-    wide: ClassVar[bool] = True
-
-    def __init_subclass__(cls, **settings: Any) -> None:
-        """Keep the one-line form, which `dataclass` would replace by one with all numbers."""
-        super().__init_subclass__(**settings)
-        if "__repr__" not in vars(cls):
-            cls.__repr__ = Operation.__repr__  # type: ignore[method-assign]
-
-    def __repr__(self) -> str:
-        """Return name and fields in one line, tensors by shape and norm."""
-        return f"{self.name}({self.summary()})"
-
-    def summary(self) -> str:
-        """Return the fields in one line, tensors by shape and norm."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return ", ".join(f"{k} {brief(v)}" for k, v in values.items() if v is not None)
-
-    @abstractmethod
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the new values."""
-
-    @property
-    def name(self) -> str:
-        """Return the operation's name as users call it."""
-        return {"ProjectOut": "project_out"}.get(type(self).__name__, type(self).__name__.lower())
-
-    @property
-    def neutral(self) -> bool:
-        """Say whether nothing would change; such an edit is not even installed."""
-        return False
-
-    @property
-    def needs_no_axes(self) -> bool:
-        """Say whether it does the same wherever rows and units are: one number for all values."""
-        return False
-
-    @property
-    def may_rest(self) -> bool:
-        """Say whether it may leave all values as they are where it acts."""
-        return False
-
-    def at(self, context: ForwardContext) -> Callable[[Tensor], Tensor]:
-        """Return the operation as it acts in one pass."""
-        return self
-
-    def acting(self, context: ForwardContext) -> Callable[[Tensor], Tensor]:
-        """Return the operation as it acts in one pass, rounded once in half precision."""
-        run = self.at(context)
-        return partial(_rounded_once, run) if self.wide else run
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the fields that are tensors."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: v for k, v in values.items() if isinstance(v, Tensor)}
-
-    def like(self, x: Tensor, axes: str) -> Self:
-        """Return the operation with its tensors on x's device, in the dtype it computes in."""
-        dtype = working_dtype(x.dtype) if self.wide else x.dtype
-        alike = {k: _like(v, x, dtype, k not in self.boundless) for k, v in self.tensors().items()}
-        return replace(self, **alike)
-
-    def since(self, token: int, axes: str) -> Self:
-        """Return the operation for a run that begins at a later token of the same inputs.
-
-        Args:
-            token: The column at which the run begins.
-            axes: Of the site.
-        """
-        every = {k: v for k, v in self.tensors().items() if v.dim() == len(axes)}
-        return replace(self, **{k: v[:, token:] for k, v in every.items() if v.shape[1] > 1})
-
-    def width(self) -> int | None:
-        """Return the width that the site must have, None if any will do."""
-        wide = [v.shape[-1] for v in self.tensors().values() if v.dim()]
-        return wide[0] if wide else None
-
-    def extent(self, num_axes: int) -> tuple[int, ...]:
-        """Return the sizes that the tensors fix of a site's axes, (B, T, ..., D); 1 is any."""
-        return (*[1] * (num_axes - 1), self.width() or 1)
+__all__ = [
+    "HALF",
+    "Add",
+    "Affine",
+    "AffineForm",
+    "Apply",
+    "Clamp",
+    "Operation",
+    "ProjectOut",
+    "Scale",
+    "Set",
+    "Swap",
+    "brief",
+    "spread",
+    "strength",
+    "working_dtype",
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Add(Operation):
     """Add `scale` times a vector."""
 
+    identifier: ClassVar[str] = "Add"
     tokenwise: ClassVar[bool] = True
     vector: Tensor
     scale: float | Tensor = 1.0
@@ -147,14 +79,28 @@ class Add(Operation):
     def extent(self, num_axes: int) -> tuple[int, ...]:
         """Return the vector's axes, with one row for each strength."""
         rows = self.scale.shape[0] if isinstance(self.scale, Tensor) and self.scale.dim() else 1
-        first, *rest = _extent(self.vector, num_axes)
+        first, *rest = value_extent(self.vector, num_axes)
         return (max(first, rows), *rest)
+
+    def affine_form(self) -> AffineForm:
+        """Return the form of y + c."""
+        return AffineForm("identity", constant=True)
+
+    def scaled(self, factor: float | Tensor) -> Self:
+        """Return the operation with `factor` times the scale."""
+        return replace(self, scale=self.scale * factor)
+
+    def of_row(self, row: int, valid_T: Tensor, axes: str) -> Self:
+        """Return the operation with a row's own vector and strength."""
+        vector = value_of_row(self.vector, row, valid_T, axes)
+        return replace(self, vector=vector, scale=strength_of_row(self.scale, row))
 
 
 @dataclass(frozen=True, eq=False)
 class Set(Operation):
     """Put a value in place of what is there."""
 
+    identifier: ClassVar[str] = "Set"
     tokenwise: ClassVar[bool] = True
     wide: ClassVar[bool] = False
     value: Tensor
@@ -170,13 +116,18 @@ class Set(Operation):
 
     def extent(self, num_axes: int) -> tuple[int, ...]:
         """Return the value's axes."""
-        return _extent(self.value, num_axes)
+        return value_extent(self.value, num_axes)
+
+    def of_row(self, row: int, valid_T: Tensor, axes: str) -> Self:
+        """Return the operation with a row's own value."""
+        return replace(self, value=value_of_row(self.value, row, valid_T, axes))
 
 
 @dataclass(frozen=True, eq=False)
 class Scale(Operation):
     """Multiply by a factor: a number, (D,) one for each unit, or (B, 1) one for each row."""
 
+    identifier: ClassVar[str] = "Scale"
     tokenwise: ClassVar[bool] = True
     factor: float | Tensor
 
@@ -202,13 +153,24 @@ class Scale(Operation):
     def extent(self, num_axes: int) -> tuple[int, ...]:
         """Return the factor's axes."""
         own = self.factor if isinstance(self.factor, Tensor) else torch.tensor(self.factor)
-        return _extent(own, num_axes)
+        return value_extent(own, num_axes)
+
+    def affine_form(self) -> AffineForm:
+        """Return the form of a diagonal map."""
+        return AffineForm("diagonal")
+
+    def of_row(self, row: int, valid_T: Tensor, axes: str) -> Self:
+        """Return the operation with a row's own factors."""
+        if not isinstance(self.factor, Tensor):
+            return self
+        return replace(self, factor=value_of_row(self.factor, row, valid_T, axes))
 
 
 @dataclass(frozen=True, eq=False)
 class ProjectOut(Operation):
     """Remove the span of (J, D) directions, kept as an orthonormal basis."""
 
+    identifier: ClassVar[str] = "ProjectOut"
     tokenwise: ClassVar[bool] = True
     basis_JD: Tensor
 
@@ -216,11 +178,21 @@ class ProjectOut(Operation):
         """Return x - x Q^T Q, with Q the basis."""
         return x - (x @ self.basis_JD.mT) @ self.basis_JD
 
+    @property
+    def name(self) -> str:
+        """Return the operation's name as users call it."""
+        return "project_out"
+
+    def affine_form(self) -> AffineForm:
+        """Return the form of a projection."""
+        return AffineForm("projection")
+
 
 @dataclass(frozen=True, eq=False)
 class Clamp(Operation):
     """Keep values, or their coordinate along one unit direction, in [low, high]."""
 
+    identifier: ClassVar[str] = "Clamp"
     tokenwise: ClassVar[bool] = True
     low: float
     high: float
@@ -243,6 +215,7 @@ class Clamp(Operation):
 class Affine(Operation):
     """Apply a linear map and a bias, as `torch.nn.Linear` does."""
 
+    identifier: ClassVar[str] = "Affine"
     tokenwise: ClassVar[bool] = True
     matrix: Tensor
     bias: Tensor | None = None
@@ -251,11 +224,17 @@ class Affine(Operation):
         """Return x A^T + b."""
         return torch.nn.functional.linear(x, self.matrix, self.bias)
 
+    def affine_form(self) -> AffineForm:
+        """Return the form of a map and, if there is one, its bias."""
+        turned = Affine(self.matrix.mT)
+        return AffineForm("any", constant=self.bias is not None, transposed=turned)
+
 
 @dataclass(frozen=True, eq=False)
 class Swap(Operation):
     """Put in what another run had at the same site; the value has the site's own axes."""
 
+    identifier: ClassVar[str] = "Swap"
     tokenwise: ClassVar[bool] = True
     wide: ClassVar[bool] = False
     value: Tensor
@@ -286,7 +265,7 @@ class Swap(Operation):
 
     def like(self, x: Tensor, axes: str) -> Self:
         """Return the operation with its value turned rows first, on x's device."""
-        return replace(self, value=rows_first(_like(self.value, x, x.dtype), axes))
+        return replace(self, value=rows_first(like_site(self.value, x, x.dtype), axes))
 
     def width(self) -> int | None:
         """Checked when it runs, since the shape depends on the inputs."""
@@ -295,6 +274,15 @@ class Swap(Operation):
     def extent(self, num_axes: int) -> tuple[int, ...]:
         """Return the recording's axes."""
         return tuple(self.value.shape)
+
+    @property
+    def recorded(self) -> Tensor:
+        """Return the recording's values."""
+        return self.value
+
+    def of_row(self, row: int, valid_T: Tensor, axes: str) -> Self:
+        """Return the operation with a row's own values."""
+        return replace(self, value=without_padding(entry(self.value, row), axes, valid_T))
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,99 +303,3 @@ class Apply(Operation):
                 f"got {new.dtype} of shape {tuple(new.shape)}"
             )
         return new
-
-
-def brief(value: Any) -> str:
-    """Return a value in a few words: a tensor by shape and norm, a function by its name.
-
-    Example:
-        >>> brief(torch.ones(3, 4)), brief(0.5), brief(torch.ones(2))
-        ('(3, 4) of norm 3.46', '0.5', '[1, 1]')
-    """
-    if isinstance(value, Tensor):
-        return _brief_tensor(value.detach())
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if callable(value):
-        return getattr(value, "__name__", type(value).__name__)
-    return shorten(repr(value), 60, placeholder="...")
-
-
-def _brief_tensor(value: Tensor) -> str:
-    dtype = "" if value.dtype == torch.float32 else f" {str(value.dtype).removeprefix('torch.')}"
-    if value.is_meta:
-        return f"{tuple(value.shape)}{dtype} on meta"
-    if value.dim() == 0:
-        return f"{value.item():.4g}{dtype}"
-    if value.dim() == 1 and len(value) <= 4:
-        return f"[{', '.join(f'{n:.4g}' for n in value.tolist())}]{dtype}"
-    if not value.is_floating_point():
-        return f"{tuple(value.shape)}{dtype}"
-    return f"{tuple(value.shape)}{dtype} of norm {value.double().norm().item():.3g}"
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which sums and products of values of a dtype are formed.
-
-    Example:
-        >>> working_dtype(torch.bfloat16), working_dtype(torch.float64)
-        (torch.float32, torch.float64)
-    """
-    return torch.float32 if dtype in HALF else dtype
-
-
-def _rounded_once(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Run an operation in the dtype it computes in; return x itself where it does."""
-    if x.dtype not in HALF:
-        return run(x)
-    wide = x.float()
-    new = run(wide)
-    return x if new is wide else new.to(x.dtype)
-
-
-def _like(value: Tensor, x: Tensor, dtype: torch.dtype, bounded: bool = True) -> Tensor:
-    """Return the value on x's device and in a dtype; refuse one too large for x's if bounded.
-
-    Whole numbers, which are indices, keep their dtype.
-    """
-    new = value.to(x.device, dtype if value.is_floating_point() else value.dtype)
-    narrowed = value.is_floating_point() and value.dtype != x.dtype
-    if bounded and narrowed and not new.to(x.dtype).isfinite().all():
-        raise EditError(
-            f"an edit must be finite in its site's {x.dtype}, got {value.dtype} "
-            f"up to {value.abs().max().item():.3g} in shape {tuple(value.shape)}"
-        )
-    return new
-
-
-def _extent(value: Tensor, num_axes: int) -> tuple[int, ...]:
-    """Return the sizes of a (D,), (B, D) or (B, T, D) value along (B, T, D); 1 is any."""
-    units, lead = num_axes - 2, max(value.dim() - (num_axes - 2), 0)
-    first = {0: (1, 1), 1: (*value.shape[:1], 1)}.get(lead, tuple(value.shape[:2]))
-    own = value.shape[lead:]
-    return (*first, *[1] * (units - len(own)), *own)
-
-
-def spread(value: Tensor, x: Tensor) -> Tensor:
-    """Return a (D,), (B, D) or (B, T, D) value so that it broadcasts against (B, T, D)."""
-    if value.dim() <= x.dim() - 2 and value.shape == x.shape[x.dim() - value.dim() :]:
-        return value
-    lead = value.dim() - (x.dim() - 2)
-    value = value.unsqueeze(1) if lead == 1 else value
-    sizes = zip(reversed(value.shape), reversed(x.shape), strict=False)
-    if value.dim() > x.dim() or any(n not in (1, m) for n, m in sizes):
-        raise EditError(
-            f"a value must broadcast to the site's shape {tuple(x.shape)}, got {tuple(value.shape)}"
-        )
-    return value
-
-
-def strength(number: float | Tensor, x: Tensor) -> float | Tensor:
-    """Return a number, or (B,) numbers as (B, 1, ...) so that each row has its own."""
-    if not isinstance(number, Tensor) or number.dim() == 0:
-        return number
-    if number.shape != (len(x),):
-        raise EditError(
-            f"strengths must be one for each of {len(x)} rows, got shape {tuple(number.shape)}"
-        )
-    return number.reshape(-1, *[1] * (x.dim() - 1))

@@ -5,13 +5,12 @@ Shapes: B batch, T tokens.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from actkit.core.edits.edit import Edit
-from actkit.core.edits.operations import Add, Operation, Scale, Set, Swap
+from actkit.core.edits.operation import num_axes_of
 from actkit.core.edits.where import indices
 from actkit.core.errors import EditError, InputError
 from actkit.core.run.inputs import Batch
@@ -64,64 +63,43 @@ def edits_of_row(
     """Yield the number of each edit that means a row, and what it is there."""
     valid = _valid(batch)
     for index, edit in enumerate(edits):
-        block = edit.block or slice(0, len(valid))
-        if block.start <= row < block.stop:
-            size, site, operation = block.stop - block.start, find(edit.site)[0], edit.operation
+        rows = edit.batch_rows or slice(0, len(valid))
+        if rows.start <= row < rows.stop:
+            size, site, operation = rows.stop - rows.start, find(edit.site)[0], edit.operation
             axes = site.axes
-            if not axes and isinstance(operation, Swap):
-                axes = site.axes_of(operation.value)
-            own = _of_row(edit, row - block.start, size, valid[row].cpu(), axes)
+            if not axes and operation.recorded is not None:
+                axes = site.axes_of(operation.recorded)
+            own = _of_row(edit, row - rows.start, size, valid[row].cpu(), axes)
             if own is not None:
                 yield index, own
 
 
 def _of_row(edit: Edit, row: int, size: int, valid_T: Tensor, axes: str) -> Edit | None:
-    """Return an edit as one of `size` rows sees it, None if that row is not meant."""
-    where, entry, num_axes = edit.where, row, max(3, len(axes))
-    if axes == "BCYX":
-        num_axes = 3
+    """Return an edit as one of `size` rows sees it, None if that row is not meant.
+
+    Raises:
+        EditError: The operation does not say what of its tensors is the row's.
+    """
+    where, entry = edit.where, row
     if where.rows is not None:
         chosen = indices(where.rows, size, "rows", _CPU).tolist()
         if row not in chosen:
             return None
-        if edit.operation.extent(num_axes)[0] != size:  # as large as the choice
+        if edit.operation.extent(num_axes_of(axes))[0] != size:  # as large as the choice
             entry = chosen.index(row)
     tokens = where.tokens
     if not isinstance(tokens, str | int | slice):
         mask = torch.as_tensor(tokens)
         tokens = mask[row : row + 1, valid_T] if mask.dtype == torch.bool else tokens
-    operation = _row_of(edit.operation, entry, valid_T, axes, num_axes)
+    operation = edit.operation.of_row(entry, valid_T, axes)
+    if (several := operation.extent(num_axes_of(axes))[0]) > 1:
+        raise EditError(
+            f"rows run one by one here, and the {operation.name} at {edit.site} has values for "
+            f"{several} rows of which it does not say which are whose: it needs `of_row`"
+        )
     return replace(
-        edit, operation=operation, where=replace(where, rows=None, tokens=tokens), block=None
+        edit, operation=operation, where=replace(where, rows=None, tokens=tokens), batch_rows=None
     )
-
-
-def _row_of(operation: Operation, row: int, valid_T: Tensor, axes: str, num_axes: int) -> Operation:
-    """Return an operation with the tensors of one row: (B,) strengths, (B, ...) values."""
-    own: dict[str, Any] = {}
-    for name, value in operation.tensors().items():
-        if name in ("strength", "scale") and not isinstance(operation, Scale):
-            own[name] = value[row] if value.dim() and len(value) > 1 else value
-        elif isinstance(operation, Swap):
-            own[name] = _columns(_entry(value, row), axes, valid_T)
-        elif isinstance(operation, Add | Set | Scale):
-            lead = value.dim() - (num_axes - 2)
-            value = _entry(value, row) if lead > 0 else value
-            own[name] = _columns(value, "BT", valid_T) if lead > 1 else value
-    return replace(operation, **own)
-
-
-def _entry(value: Tensor, row: int) -> Tensor:
-    return value[row : row + 1] if len(value) > 1 else value
-
-
-def _columns(value: Tensor, axes: str, valid_T: Tensor) -> Tensor:
-    """Take padding out of a value's axes of tokens."""
-    index = valid_T.nonzero()[:, 0].to(value.device)
-    for axis, letter in enumerate(axes):
-        if letter in "TS" and value.shape[axis] == len(valid_T):
-            value = value.index_select(axis, index)
-    return value
 
 
 def _together(recordings: Sequence[Recording], batch: Batch) -> Recording:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from actkit.core.compat import generators, is_checkpointing, is_in_checkpoint, num_virtual_tokens
-from actkit.core.edits.controller import Beside, Controller, kept
+from actkit.core.edits.controller import Controller, SideRun, temporarily
 from actkit.core.errors import EditError
 from actkit.core.run.attention import AttentionSocket
 from actkit.core.run.context import ForwardContext
@@ -215,7 +215,7 @@ class Hooks(Guest):
         context.memory = self._memory  # what controllers remember is of the whole pass
         for controller in () if self._aside else looking:
             memory = context.memory.setdefault(controller.key, {})
-            beside = Beside(self._module, (args, kwargs), memory, partial(self._alone, before))
+            beside = SideRun(self._module, (args, kwargs), memory, partial(self._alone, before))
             controller.before(beside, memory, context)
         return context
 
@@ -258,7 +258,7 @@ class Hooks(Guest):
         for edit in (e for t in self._taps for e in t.edits):
             own = edit.operation
             if isinstance(own, Controller) and type(own).before is not Controller.before:
-                if edit.block is not None:
+                if edit.batch_rows is not None:
                     raise EditError(
                         f"what looks ahead needs a run of its own: {type(own).__name__} at "
                         f"{edit.site} cannot be one of several versions in a batch"
@@ -270,7 +270,9 @@ class Hooks(Guest):
         """Return a context for one more pass from where the contexts stood."""
         contexts = {k: c.again_beside() for k, c in before.items()}
         fresh: dict[tuple[str, str], int] = defaultdict(int)
-        return kept(self, _aside=True, _stop=False, contexts=contexts, _calls=fresh, _inside=[])
+        return temporarily(
+            self, _aside=True, _stop=False, contexts=contexts, _calls=fresh, _inside=[]
+        )
 
     def _check_logits(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Refuse to go on once edits have made the logits NaN."""

@@ -93,7 +93,7 @@ class Tap:
         axes = self._axes
         rows = given = rows_first(x, axes)
         context = context.whole() if axes in ("BD", "BC") else context
-        if not torch.is_grad_enabled() and any(e.block is not None for e in self.edits):
+        if not torch.is_grad_enabled() and any(e.batch_rows is not None for e in self.edits):
             rows = rows.clone()  # edits of blocks of rows write into it
         for i, edit in enumerate(self._fitted(rows, axes)):
             new = edit.write(rows, context)

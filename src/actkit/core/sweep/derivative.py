@@ -13,7 +13,6 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from actkit.core.edits.edit import Edit
-from actkit.core.edits.operations import Add
 from actkit.core.errors import EditError, ModelError
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def derivative(
     batch = model.encode(inputs)
     with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
         added = edits(_dual_zeros(batch.num_samples))
-        if other := [e.operation.name for e in added if not isinstance(e.operation, Add)]:
+        if other := [e.operation.name for e in added if not e.operation.only_adds]:
             raise EditError(f"a derivative by the strength needs edits that add, got {other[0]}")
         try:
             pair: Any = forward_ad.unpack_dual(_read(model, batch, added, site))  # type: ignore[no-untyped-call]

@@ -160,7 +160,7 @@ def _plain(
     results = []
     for start in track(range(0, len(variants), at_once), "sweeping"):
         chunk = variants[start : start + at_once]
-        edits = [replace(e, block=_block(i, rows)) for i, v in enumerate(chunk) for e in v]
+        edits = [replace(e, batch_rows=_block(i, rows)) for i, v in enumerate(chunk) for e in v]
         run = model.run(repeated(base, len(chunk)), edits=edits, logits=True, grad=grad)
         logits = _by_position(run.logits, at)
         asked = (
@@ -183,7 +183,7 @@ def _shared(
     for group in track(groups, "sweeping"):
         token = min(v.token for v in group)
         edits = [
-            replace(_since(e, site, token), block=_block(i, rows))
+            replace(_since(e, site, token), batch_rows=_block(i, rows))
             for i, v in enumerate(group)
             for e, site in v.edits
             if trunk.meant_from(e, token)

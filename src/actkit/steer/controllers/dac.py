@@ -6,14 +6,14 @@ Shapes: B batch, T tokens, P properties, S steps, H heads, K head width, V vocab
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from actkit.catalog import method
 from actkit.core.digest import digest
-from actkit.core.edits.controller import Beside, Controller
+from actkit.core.edits.controller import Controller, SideRun
 from actkit.core.edits.edit import Edit, apply
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
@@ -53,11 +53,13 @@ def divergence(plain_BV: Tensor, steered_BV: Tensor, top_p: float) -> Tensor:
 class Compose(Controller):
     """Add each property's difference of this step, as strongly as `before` found it to matter."""
 
+    identifier: ClassVar[str] = "dac.compose"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.dac:Compose",)
     steps_PSHK: Tensor
     most: float
     top_p: float
 
-    def before(self, beside: Beside, memory: dict[str, Any], context: ForwardContext) -> None:
+    def before(self, beside: SideRun, memory: dict[str, Any], context: ForwardContext) -> None:
         """Measure what each property alone, at full strength all along, changes at this step."""
         num_properties = len(self.steps_PSHK)
         full_PP = self.most * torch.eye(num_properties, device=context.device)

@@ -91,6 +91,8 @@ class SelfLogitsAugmentation(Steerer):
 class Watch(Controller):
     """Keep what a block returned."""
 
+    identifier: ClassVar[str] = "self_logits.watch"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.self_logits:Watch",)
     remembers: ClassVar[bool] = False
     layer: int
 
@@ -104,6 +106,8 @@ class Watch(Controller):
 class Mix(Controller):
     """Mix the normed states of a window of blocks into the final one's."""
 
+    identifier: ClassVar[str] = "self_logits.mix"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.self_logits:Mix",)
     remembers: ClassVar[bool] = False
     weight: Tensor
     bias: Tensor

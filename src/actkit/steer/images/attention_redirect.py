@@ -35,6 +35,8 @@ class Redirect(Controller):
         suppress: Factor on the logits of the object's queries.
     """
 
+    identifier: ClassVar[str] = "attention_redirect.redirect"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.attention_redirect:Redirect",)
     part: str
     mask: Tensor
     heads: int

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from actkit.catalog import method
-from actkit.core.edits.controller import Controller, Dosed
+from actkit.core.edits.controller import Controller, StrengthOperation
 from actkit.core.edits.edit import Edit
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
@@ -26,7 +26,7 @@ Means = dict[tuple[str, int], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Turn(Dosed):
+class Turn(StrengthOperation):
     """Move tokens that lie against a unit vector along it, and keep their lengths.
 
     Example:
@@ -36,6 +36,8 @@ class Turn(Dosed):
                  [-3.,  4.]]])
     """
 
+    identifier: ClassVar[str] = "cross_attn_steer.turn"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.cross_attn_steer:Turn",)
     vector: Tensor
     threshold: float = 0.0
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from actkit.catalog import method
-from actkit.core.edits.controller import Dosed
+from actkit.core.edits.controller import StrengthOperation
 from actkit.core.edits.edit import Edit
 from actkit.core.errors import EditError, InputError
 from actkit.core.progress import track
@@ -25,7 +25,7 @@ _MODES = {2: "bilinear", 3: "trilinear"}
 
 
 @dataclass(frozen=True, eq=False)
-class Injected(Dosed):
+class Injected(StrengthOperation):
     """Add a field that is as long as the state, then give the state its length back.
 
     Attributes:
@@ -33,6 +33,8 @@ class Injected(Dosed):
         renormalise: Whether the state keeps its length.
     """
 
+    identifier: ClassVar[str] = "field_steer.inject"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.field_steer:Injected",)
     delta: Tensor
     renormalise: bool = True
 

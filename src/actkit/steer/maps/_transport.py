@@ -5,12 +5,12 @@ Shapes: N sources, M targets, K pieces of a coupling, B batch, T tokens, D width
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from actkit.core.edits.controller import Dosed
+from actkit.core.edits.controller import StrengthOperation
 from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.core.run.recording import Recording, Rows
@@ -19,7 +19,7 @@ from actkit.model import Model
 
 
 @dataclass(frozen=True, eq=False)
-class Transport(Dosed):
+class Transport(StrengthOperation):
     """Move each unit's z to (1 - s) z + s (slope z + bias), with s the strength.
 
     Attributes:
@@ -30,6 +30,8 @@ class Transport(Dosed):
         pooled: z is the unit's mean over the pixels, and all of them move as far as it does.
     """
 
+    identifier: ClassVar[str] = "linear_act.transport"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer._transport:Transport",)
     slope: Tensor
     bias: Tensor
     low: Tensor | None = None

@@ -8,13 +8,13 @@ from copy import copy
 from dataclasses import dataclass, field
 from itertools import takewhile
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from actkit.catalog import method
-from actkit.core.edits.controller import Dosed
+from actkit.core.edits.controller import StrengthOperation
 from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError
 from actkit.core.progress import track
@@ -28,7 +28,7 @@ from actkit.steer._states import by_layer, chosen_layers
 
 
 @dataclass(frozen=True, eq=False)
-class Turn(Dosed):
+class Turn(StrengthOperation):
     """Add a vector and give the state its length back.
 
     Attributes:
@@ -36,6 +36,8 @@ class Turn(Dosed):
         adaptive: Add the less, the more a state points there already.
     """
 
+    identifier: ClassVar[str] = "flexac.turn"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.flexac:Turn",)
     vector: Tensor
     adaptive: bool = True
 

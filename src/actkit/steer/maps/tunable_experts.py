@@ -5,13 +5,13 @@ Shapes: N prompts, B batch, T tokens, E experts, C chosen experts a token.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from actkit.catalog import method
-from actkit.core.edits.controller import Dosed
+from actkit.core.edits.controller import StrengthOperation
 from actkit.core.edits.edit import Edit
 from actkit.core.edits.where import Where
 from actkit.core.errors import EditError, InputError
@@ -126,7 +126,7 @@ class MoTE(Steerer):
 
 
 @dataclass(frozen=True, eq=False)
-class Tune(Dosed):
+class Tune(StrengthOperation):
     """Multiply the gate weights of some experts by 1 + strength, before the choice.
 
     Args:
@@ -135,6 +135,8 @@ class Tune(Dosed):
             strength is positive; 0 if not.
     """
 
+    identifier: ClassVar[str] = "tunable_experts.tune"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.tunable_experts:Tune",)
     experts: tuple[int, ...]
     places: int = 0
 

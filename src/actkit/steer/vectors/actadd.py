@@ -5,12 +5,13 @@ Shapes: N pairs, P positions, D width, T tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from actkit.catalog import method
-from actkit.core.edits.controller import Dosed
+from actkit.core.edits.controller import StrengthOperation
 from actkit.core.edits.edit import Edit
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
@@ -22,9 +23,11 @@ from actkit.steer._states import by_layer, chosen_layers
 
 
 @dataclass(frozen=True, eq=False)
-class AddIfReached(Dosed):
+class AddIfReached(StrengthOperation):
     """Add a vector at a position, which short texts may not reach."""
 
+    identifier: ClassVar[str] = "actadd.add_if_reached"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.actadd:AddIfReached",)
     vector: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -5,13 +5,13 @@ Shapes: N examples, D width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from actkit.catalog import method
-from actkit.core.edits.controller import Dosed
+from actkit.core.edits.controller import StrengthOperation
 from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError
 from actkit.model import Model
@@ -104,7 +104,7 @@ class ControlVector(ContrastSteerer):
 
 
 @dataclass(frozen=True, eq=False)
-class Turn(Dosed):
+class Turn(StrengthOperation):
     """Add strength times a vector, then give each state its old length back.
 
     Example:
@@ -112,6 +112,8 @@ class Turn(Dosed):
         tensor([[[3.2000, 2.4000]]])
     """
 
+    identifier: ClassVar[str] = "control_vector.turn"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.control_vector:Turn",)
     vector: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from actkit.catalog import method
 from actkit.core.digest import digest
-from actkit.core.edits.controller import Dosed
+from actkit.core.edits.controller import StrengthOperation
 from actkit.core.edits.edit import Edit
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
@@ -74,9 +74,11 @@ class NeuronOverride(Steerer):
 
 
 @dataclass(frozen=True, eq=False)
-class Override(Dosed):
+class Override(StrengthOperation):
     """Put strength * value in place of what is there, in rows whose strength is not 0."""
 
+    identifier: ClassVar[str] = "neuron_override.override"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.neuron_override:Override",)
     value: float
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -5,13 +5,13 @@ Shapes: N examples, B batch, J directions, D width, P personas.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from actkit.catalog import method
-from actkit.core.edits.controller import Dosed
+from actkit.core.edits.controller import StrengthOperation
 from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError
 from actkit.core.progress import track
@@ -26,9 +26,11 @@ Chat = list[dict[str, str]]
 
 
 @dataclass(frozen=True, eq=False)
-class Remove(Dosed):
+class Remove(StrengthOperation):
     """Remove a share of what lies in the span of orthonormal (J, D) directions."""
 
+    identifier: ClassVar[str] = "persona.remove"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.persona:Remove",)
     basis_JD: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:

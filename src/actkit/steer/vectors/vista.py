@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from actkit.catalog import method
-from actkit.core.edits.controller import Dosed
+from actkit.core.edits.controller import StrengthOperation
 from actkit.core.edits.edit import Edit
 from actkit.core.edits.operations import spread
 from actkit.core.edits.where import Where
@@ -89,9 +89,11 @@ class Vista(Steerer):
 
 
 @dataclass(frozen=True, eq=False)
-class Turn(Dosed):
+class Turn(StrengthOperation):
     """Turn x towards a vector, (D,) or (B, D), and leave its length as it is."""
 
+    identifier: ClassVar[str] = "vista.turn"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.vista:Turn",)
     vector: Tensor
     simple: bool = False
 

@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, D width, K features in use, C concepts, G targets.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from actkit.steer.controllers.activation_reasoner._rules import (
 class Reason(Controller):
     """Read propositions as tokens pass, reason, and write the targets that hold."""
 
+    identifier: ClassVar[str] = "activation_reasoner.reason"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer._reason:Reason",)
     encoder_KD: Tensor
     bias_K: Tensor
     weights_CK: Tensor

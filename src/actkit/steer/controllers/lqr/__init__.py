@@ -6,13 +6,13 @@ Shapes: B batch, D width, K sites, J later sites.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from actkit.catalog import method
-from actkit.core.edits.controller import Dosed
+from actkit.core.edits.controller import StrengthOperation
 from actkit.core.edits.edit import Edit, add, apply
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
@@ -29,7 +29,7 @@ LAST = Where(tokens="last")
 
 
 @dataclass(frozen=True, eq=False)
-class Regulate(Dosed):
+class Regulate(StrengthOperation):
     """Add u = s push - F^T F (x - centre): towards the setpoint, and back from where x strayed.
 
     Example:
@@ -38,6 +38,8 @@ class Regulate(Dosed):
         tensor([[[5.]]])
     """
 
+    identifier: ClassVar[str] = "lqr.regulate"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.lqr:Regulate",)
     push: Tensor
     centre: Tensor
     factor: Tensor

@@ -5,7 +5,7 @@ Shapes: B batch, N sequences, T steps, D width, Z code, V actions (or tokens).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 
 from actkit.catalog import method
 from actkit.core.digest import digest
-from actkit.core.edits.controller import Dosed
+from actkit.core.edits.controller import StrengthOperation
 from actkit.core.edits.edit import Edit, apply
 from actkit.core.errors import InputError, NotFittedError
 from actkit.core.progress import track
@@ -29,9 +29,11 @@ from actkit.steer.controllers.meta_controller._meta_network import Codes, MetaNe
 
 
 @dataclass(frozen=True, eq=False)
-class Recode(Dosed):
+class Recode(StrengthOperation):
     """Add U_t e_t, with the codes that the encoder reads from the whole sequence."""
 
+    identifier: ClassVar[str] = "meta_controller.recode"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.meta_controller:Recode",)
     weights: Tensor
     sizes: tuple[int, int, int, int]
 

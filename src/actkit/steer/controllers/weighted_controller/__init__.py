@@ -5,7 +5,7 @@ Shapes: N examples, B batch, T tokens, D width, L layers that are edited, H hidd
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ END = Where(tokens="last")
 class Read(Controller):
     """Add what one layer's last token says to the controller's hidden units."""
 
+    identifier: ClassVar[str] = "weighted_controller.read"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.weighted_controller:Read",)
     into_HD: Tensor
     bias_H: Tensor
     first: bool
@@ -54,6 +56,8 @@ class Read(Controller):
 class Patch(Controller):
     """Add the direction as much as the hidden units ask for at one layer."""
 
+    identifier: ClassVar[str] = "weighted_controller.patch"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.weighted_controller:Patch",)
     direction_D: Tensor
     out_2H: Tensor
     bias_2: Tensor

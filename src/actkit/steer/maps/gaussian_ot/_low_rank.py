@@ -4,16 +4,17 @@ Shapes: N rows, B batch, T tokens, D width, K components.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from actkit.core.edits.controller import Dosed
+from actkit.core.edits.controller import StrengthOperation
 from actkit.core.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
-class LowRankMap(Dosed):
+class LowRankMap(StrengthOperation):
     """Move x by s ((x - center) read^T write + shift), with s the strength.
 
     Attributes:
@@ -23,6 +24,8 @@ class LowRankMap(Dosed):
         shift: (D,).
     """
 
+    identifier: ClassVar[str] = "gaussian_ot.low_rank_map"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer._low_rank:LowRankMap",)
     read: Tensor
     write: Tensor
     center: Tensor

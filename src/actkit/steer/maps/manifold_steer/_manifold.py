@@ -5,11 +5,12 @@ Shapes: N points, C values of a concept, K components, P pieces of a curve, D wi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from actkit.core.edits.controller import Dosed
+from actkit.core.edits.controller import StrengthOperation
 from actkit.core.errors import InputError
 
 FINENESS = 200
@@ -57,7 +58,7 @@ class Curve:
 
 
 @dataclass(frozen=True, eq=False)
-class Along(Dosed):
+class Along(StrengthOperation):
     """Move along a curve: the strength is the share of the way.
 
     Attributes:
@@ -67,6 +68,8 @@ class Along(Dosed):
         way: How far it goes, negative to go backwards.
     """
 
+    identifier: ClassVar[str] = "manifold_steer.along"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer._manifold:Along",)
     pieces: Tensor
     cyclic: bool
     start: float

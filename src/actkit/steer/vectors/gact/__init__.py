@@ -5,13 +5,13 @@ Shapes: N pairs, B batch, T tokens, K clusters, L layers, D width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from actkit.catalog import method
-from actkit.core.edits.controller import Dosed
+from actkit.core.edits.controller import StrengthOperation
 from actkit.core.edits.edit import Edit
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError, NotFittedError
@@ -149,7 +149,7 @@ class GACT(ContrastSteerer):
 
 
 @dataclass(frozen=True, eq=False)
-class Choose(Dosed):
+class Choose(StrengthOperation):
     """Add the vector of the most likely cluster, times its probability and the strength.
 
     Args:
@@ -158,6 +158,8 @@ class Choose(Dosed):
         centre: (D,) that the probe reads from.
     """
 
+    identifier: ClassVar[str] = "gact.choose"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.steer.gact:Choose",)
     vectors: Tensor
     weights: Tensor
     centre: Tensor

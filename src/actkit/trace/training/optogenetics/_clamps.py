@@ -4,7 +4,7 @@ Shapes: B sequences, T tokens, S keys, V vocabulary.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -75,6 +75,8 @@ class CopyHead(Controller):
         watch: Whether this one watches; else it writes.
     """
 
+    identifier: ClassVar[str] = "optogenetics.copy_head"
+    formerly: ClassVar[tuple[str, ...]] = ("actkit.trace._clamps:CopyHead",)
     label_BS: Tensor
     gain: float
     watch: bool = field(kw_only=True)
