@@ -14,6 +14,7 @@ from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.core.run.recording import last_tokens
+from actkit.find._base import Finder
 from actkit.model import Model
 
 SITES = ("resid_mid.*", "resid_post.*")
@@ -48,7 +49,7 @@ class CenteredDirections:
         return (within_GED @ self.vectors[site].to(within_GED).mT).argmax(-1)
 
 
-@method(source="Wang et al. 2025, arXiv:2510.11328")
+@method(source="Wang et al. 2025, arXiv:2510.11328", interface=Finder)
 def centered_directions(
     model: Model,
     prompts: Sequence[Sequence[Any]],

@@ -16,6 +16,7 @@ from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.core.run.token_labels import BROKEN, token_label
 from actkit.core.sites.site import Site
+from actkit.find._base import Finder
 from actkit.model import Model
 
 
@@ -88,7 +89,7 @@ class ValueVectors:
         return [_by_layer(own) for own in members]
 
 
-@method(source="Haon et al. 2025, arXiv:2509.00328, section 3")
+@method(source="Haon et al. 2025, arXiv:2509.00328, section 3", interface=Finder)
 def value_vectors(
     model: Model,
     layers: int | Sequence[int] | None = None,

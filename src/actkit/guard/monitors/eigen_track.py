@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.progress import track
+from actkit.guard._base import Detector
 
 
 class _Net(nn.Module):
@@ -31,7 +32,7 @@ class _Net(nn.Module):
 
 @method(source="Ettori 2026, arXiv:2602.22345, EigenTrack")
 @dataclass(eq=False)
-class EigenTrack:
+class EigenTrack(Detector):
     """Score every step of a sequence of spectral descriptors by a small recurrent network.
 
     A step's probability depends on it and on earlier steps alone, so it can be given while a

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.nn._base import Layer
 
 
 @method(source="Sun et al. 2024, arXiv:2402.17762, section 4.3")
 @final
-class KVBiasAttention(nn.Module):
+class KVBiasAttention(Layer):
     """Attention over the keys and one more, learned key k' with its value v', for each head.
 
     Networks with massive activations use a token as such a bias; trained with an explicit one

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.nn._base import Layer
 
 
 @method(source="Li et al. 2022, arXiv:2210.06313, Top-k Transformer")
 @final
-class TopKMLP(nn.Module):
+class TopKMLP(Layer):
     """Two maps and a nonlinearity of whose output only the k largest entries are left.
 
     As in the paper: entries are compared by value after the nonlinearity, so with a ReLU fewer

@@ -12,10 +12,13 @@ from torch import Tensor
 from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.progress import track
+from actkit.read._base import Statistic
 from actkit.read.classes._dichotomy import by_condition
 
 
-@method(source="Bernardi et al. 2020, Cell 183, 954-967; used in arXiv:2401.13558")
+@method(
+    source="Bernardi et al. 2020, Cell 183, 954-967; used in arXiv:2401.13558", interface=Statistic
+)
 def ccgp(
     acts_ND: Tensor,
     condition_N: Any,

@@ -13,6 +13,7 @@ from torch.nn.functional import one_hot
 from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.progress import track
+from actkit.read._base import Statistic
 from actkit.read.classes._class_means import Classes, checked, class_index
 
 
@@ -68,7 +69,7 @@ class _Objective:
         return -fit_ND - self.pull * len(h_ND) * (h_ND - self.start_ND)
 
 
-@method(source="Tirer et al. 2023, arXiv:2210.16658, ICML")
+@method(source="Tirer et al. 2023, arXiv:2210.16658, ICML", interface=Statistic)
 def near_collapse(
     features_ND: Tensor, labels_N: Tensor, *, decay: float, pull: float, num_steps: int = 100
 ) -> NearCollapse:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.read._base import Statistic
 from actkit.read.classes._class_means import Classes, checked, class_index
 
 
@@ -46,7 +47,7 @@ class NeuralCollapse:
         return {n: nan if getattr(self, n) is None else getattr(self, n) for n in names}
 
 
-@method(source="Tirer et al. 2023, arXiv:2210.16658, ICML")
+@method(source="Tirer et al. 2023, arXiv:2210.16658, ICML", interface=Statistic)
 def neural_collapse(
     features_ND: Tensor,
     labels_N: Tensor,

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.read._base import Statistic
 from actkit.read.classes._dichotomy import by_condition
 
 _MOST = 8  # conditions on a side: 8! = 40,320 pairings
 
 
-@method(source="Bernardi et al. 2020, Cell 183, 954-967; used in arXiv:2401.13558")
+@method(
+    source="Bernardi et al. 2020, Cell 183, 954-967; used in arXiv:2401.13558", interface=Statistic
+)
 def parallelism_score(
     acts_ND: Tensor, condition_N: Any, dichotomy_C: Any, context_C: Any = None
 ) -> float:

@@ -14,6 +14,7 @@ from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.opening.checkpoints import Checkpoints
+from actkit.read._base import Experiment
 from actkit.read.codes._patterns import read_code
 
 PHASES = ("under-expressive", "critically-expressive", "sufficiently-expressive")
@@ -64,7 +65,7 @@ class PhaseChart:
         return next(c for c in self.cells if c.step == 0 and (c.width, c.num_samples) == key)
 
 
-@method(source="He et al. 2021, arXiv:2101.05490, section 6")
+@method(source="He et al. 2021, arXiv:2101.05490, section 6", interface=Experiment)
 def hash_phase_chart(
     train: Callable[[int, Tensor, Tensor], Any],
     widths: Sequence[int],

@@ -12,10 +12,11 @@ from torch import Tensor
 from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.model import Model
+from actkit.read._base import ModelStatistic
 from actkit.read.codes._patterns import NeuralCode, read_code
 
 
-@method(source="He et al. 2021, arXiv:2101.05490, section 3")
+@method(source="He et al. 2021, arXiv:2101.05490, section 3", interface=ModelStatistic)
 def neural_code(
     model: Model, data: Any, sites: str | Sequence[str] | None = None, batch_size: int = 256
 ) -> NeuralCode:

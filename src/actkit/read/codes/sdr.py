@@ -10,11 +10,12 @@ from torch import Tensor
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.read._base import Law
 
 
 @method(source="Ahmad and Hawkins 2016, arXiv:1601.00720")
 @dataclass(frozen=True)
-class SDR:
+class SDR(Law):
     """Exact error probabilities of a detector that watches some bits of a sparse code.
 
     Of `num_cells` cells `num_active` are on. The detector has learned `num_synapses` cells of a

@@ -14,6 +14,7 @@ from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.opening.checkpoints import Checkpoints
+from actkit.read._base import TrainingStatistic
 from actkit.read._estimators import Information, estimator
 from actkit.read._sums import usable
 
@@ -41,7 +42,7 @@ class InfoPlane:
         return dict(zip(self.sites, self.compression_L.tolist(), strict=True))
 
 
-@method(source="Chelombiev et al. 2019, arXiv:1902.09037, section 4")
+@method(source="Chelombiev et al. 2019, arXiv:1902.09037, section 4", interface=TrainingStatistic)
 def info_plane(
     checkpoints: Checkpoints,
     x: Any,

@@ -8,12 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from actkit.catalog import method
+from actkit.read._base import Statistic
 from actkit.read._estimators import Information, estimator
 
 __all__ = ["Information", "mutual_information"]
 
 
-@method(source="Chelombiev et al. 2019, arXiv:1902.09037, section 3; Kraskov et al. 2004, PRE 69")
+@method(
+    source="Chelombiev et al. 2019, arXiv:1902.09037, section 3; Kraskov et al. 2004, PRE 69",
+    interface=Statistic,
+)
 def mutual_information(
     acts_ND: Tensor, y: Tensor | None = None, method: str = "ebab", **settings: Any
 ) -> Information:

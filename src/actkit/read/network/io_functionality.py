@@ -16,6 +16,7 @@ from actkit.core.progress import track
 from actkit.core.sites.dry_run import is_norm
 from actkit.core.sites.site import Site
 from actkit.model import Model
+from actkit.read._base import ModelStatistic
 
 CLASSES = {
     "enrichment": (1, 1),
@@ -136,7 +137,7 @@ def chance_cosine(width: int, level: float = 0.95) -> float:
     return float(2 * beta.ppf((1 + level) / 2, half, half) - 1)
 
 
-@method(source="Gerstner & Schuetze 2025, arXiv:2505.17936")
+@method(source="Gerstner & Schuetze 2025, arXiv:2505.17936", interface=ModelStatistic)
 def io_functionality(
     model: Model, sites: str = "mlp_gate.*", threshold: float = 0.5
 ) -> dict[str, NeuronClasses]:

@@ -17,6 +17,7 @@ from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.core.run.recording import last_tokens
 from actkit.core.sweep.derivative import derivative
+from actkit.read._base import ModelStatistic
 
 if TYPE_CHECKING:
     from actkit.model import Model
@@ -42,7 +43,7 @@ class LocalLinearity:
     slope_S: Tensor
 
 
-@method(source="Skifstad et al. 2026, arXiv:2604.19018, section 5")
+@method(source="Skifstad et al. 2026, arXiv:2604.19018, section 5", interface=ModelStatistic)
 def local_linearity(
     model: "Model",
     inputs: Any,

@@ -15,6 +15,7 @@ from actkit.core.edits.edit import add
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
 from actkit.core.progress import track
+from actkit.read._base import ModelStatistic
 
 if TYPE_CHECKING:
     from actkit.core.run.recording import Recording
@@ -43,7 +44,7 @@ class PerturbationResult:
     num_rows: int
 
 
-@method(source="Fernando and Guitchounts 2025, arXiv:2502.12131")
+@method(source="Fernando and Guitchounts 2025, arXiv:2502.12131", interface=ModelStatistic)
 def perturbation_ratios(
     model: "Model",
     inputs: Any,

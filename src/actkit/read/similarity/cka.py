@@ -4,12 +4,14 @@ Shapes: N rows, D and E widths.
 """
 
 from actkit.catalog import method
+from actkit.read._base import Similarity
 from actkit.read._pairs import Source, alignment, joint_sums, varied
 
 
 @method(
     source="Kornblith et al. 2019, arXiv:1905.00414, section 3; "
-    "Nguyen et al. 2020, arXiv:2010.15327, section 2"
+    "Nguyen et al. 2020, arXiv:2010.15327, section 2",
+    interface=Similarity,
 )
 def cka(x: Source, y: Source, unbiased: bool = False) -> float:
     """Return the linear CKA of two representations of the same rows.

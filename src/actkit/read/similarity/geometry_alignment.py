@@ -6,6 +6,7 @@ Shapes: N rows, D, E and K widths.
 from dataclasses import asdict, dataclass
 
 from actkit.catalog import method
+from actkit.read._base import Statistic
 from actkit.read._pairs import Source, alignment, joint_sums, varied
 
 
@@ -28,7 +29,7 @@ class GeometryAlignment:
         return asdict(self)
 
 
-@method(source="Alleman, Lindsey and Fusi 2024, arXiv:2401.13558, section 2")
+@method(source="Alleman, Lindsey and Fusi 2024, arXiv:2401.13558, section 2", interface=Statistic)
 def geometry_alignment(hidden: Source, inputs: Source, targets: Source) -> GeometryAlignment:
     """Return how far hidden activations align with the inputs' and with the targets' kernel.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.progress import track
+from actkit.read._base import Similarity
 from actkit.read._pairs import check_rows, varied
 
 KERNELS = ("linear", "rbf")
@@ -22,7 +23,8 @@ _ROUNDING = 1e-12  # a share of its terms below which an alignment is the roundi
 
 @method(
     source="Cortes, Mohri and Rostamizadeh 2012, arXiv:1203.0550, definition 4; "
-    "Kornblith et al. 2019, arXiv:1905.00414, section 3"
+    "Kornblith et al. 2019, arXiv:1905.00414, section 3",
+    interface=Similarity,
 )
 def kernel_alignment(x: Any, y: Any, kernel: str = "linear", bandwidth: float = 1.0) -> float:
     """Return the centred alignment of two representations' kernel matrices.

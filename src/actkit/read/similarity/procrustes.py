@@ -6,12 +6,14 @@ Shapes: N rows, D and E widths.
 import torch
 
 from actkit.catalog import method
+from actkit.read._base import Similarity
 from actkit.read._pairs import Source, joint_sums, varied
 
 
 @method(
     source="Williams et al. 2021, arXiv:2110.14739, section 2; "
-    "Ding et al. 2021, arXiv:2108.01661, section 2"
+    "Ding et al. 2021, arXiv:2108.01661, section 2",
+    interface=Similarity,
 )
 def procrustes(x: Source, y: Source) -> float:
     """Return the distance that is left between two representations after the best rotation.

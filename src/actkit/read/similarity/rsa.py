@@ -12,13 +12,16 @@ from torch import Tensor
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.read._base import Similarity
 from actkit.read._pairs import Source, Sums, blocks, check_rows, in_step, joint_sums, varied
 
 METRICS = ("correlation", "cosine", "dot", "sqeuclidean")
 _ROUNDING = 1e-12  # a share of its terms below which a variance is the rounding of zero
 
 
-@method(source="Kriegeskorte et al. 2008, Frontiers in Systems Neuroscience 2:4")
+@method(
+    source="Kriegeskorte et al. 2008, Frontiers in Systems Neuroscience 2:4", interface=Similarity
+)
 def rsa(
     x: Source,
     y: Source,

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.read._base import Similarity
 from actkit.read._pairs import Source, joint_sums
 
 _ROUNDING = 1e-13  # a share of the largest variance below which a direction is rounding
 
 
-@method(source="Raghu et al. 2017, arXiv:1706.05806, section 2")
+@method(source="Raghu et al. 2017, arXiv:1706.05806, section 2", interface=Similarity)
 def svcca(x: Source, y: Source, share: float = 0.99) -> float:
     """Return the mean canonical correlation of two representations' main directions.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from actkit.catalog import method
+from actkit.read._base import Statistic
 from actkit.read._eigenvalues import decay, eigenvalues
 
 
@@ -35,7 +36,7 @@ class AlphaReQ:
         return self.num_rows >= self.min_rows
 
 
-@method(source="Li et al. 2025, arXiv:2509.23024, alpha-ReQ")
+@method(source="Li et al. 2025, arXiv:2509.23024, alpha-ReQ", interface=Statistic)
 def alpha_req(
     given: Tensor,
     num_rows: int | None = None,

@@ -12,6 +12,7 @@ from torch import Tensor
 from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.maths.marchenko_pastur import MarchenkoPastur
+from actkit.read._base import Statistic
 from actkit.read._eigenvalues import eigenvalues
 from actkit.read._sums import exp_entropy
 
@@ -72,7 +73,7 @@ class MPSpectrum:
         }
 
 
-@method(source="Ettori 2026, arXiv:2602.22345, Marchenko-Pastur descriptors")
+@method(source="Ettori 2026, arXiv:2602.22345, Marchenko-Pastur descriptors", interface=Statistic)
 def mp_spectrum(given: Tensor, num_rows: int | None = None, *, centre: bool = True) -> MPSpectrum:
     """Fit the Marchenko-Pastur law to the bulk of a spectrum and say what lies outside.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from actkit.catalog import method
+from actkit.read._base import Statistic
 from actkit.read._eigenvalues import eigenvalues
 from actkit.read._sums import exp_entropy
 
@@ -32,7 +33,10 @@ class RankMe:
         return self.num_rows >= self.min_rows
 
 
-@method(source="Li et al. 2025, arXiv:2509.23024, RankMe; Garrido et al. 2023, ICML")
+@method(
+    source="Li et al. 2025, arXiv:2509.23024, RankMe; Garrido et al. 2023, ICML",
+    interface=Statistic,
+)
 def rankme(
     given: Tensor, num_rows: int | None = None, *, centre: bool = True, squared: bool = False
 ) -> RankMe:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.read._base import Statistic
 
 Numbers = NDArray[np.float64]
 Values = Sequence[float] | Numbers
@@ -56,7 +57,10 @@ class RatioLaw:
         }
 
 
-@method(source="Luo et al. 2024, arXiv:2411.02335, laws of activation ratio and data")
+@method(
+    source="Luo et al. 2024, arXiv:2411.02335, laws of activation ratio and data",
+    interface=Statistic,
+)
 def activation_ratio_law(
     data_N: Values, ratio_N: Values, kind: Literal["silu", "relu"] = "silu"
 ) -> RatioLaw:

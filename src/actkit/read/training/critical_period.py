@@ -16,6 +16,7 @@ from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.model import Model
+from actkit.read._base import Experiment
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class CriticalPeriod:
         return self.values_OL - self.undisturbed
 
 
-@method(source="Kleinman et al. 2024, arXiv:2308.12221, ICLR")
+@method(source="Kleinman et al. 2024, arXiv:2308.12221, ICLR", interface=Experiment)
 def critical_period(
     train: Callable[[Deficit], nn.Module],
     read: Callable[[Model], Any],

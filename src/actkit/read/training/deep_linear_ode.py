@@ -13,6 +13,7 @@ from torch import Tensor
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.read._base import Statistic
 
 _EXACT = {"rtol": 1e-8, "atol": 1e-10}
 
@@ -35,7 +36,7 @@ class DeepLinearPaths:
         return self.strengths_TP / self.strengths_TP.sum(1, keepdim=True)
 
 
-@method(source="Kleinman et al. 2024, arXiv:2308.12221, ICLR")
+@method(source="Kleinman et al. 2024, arXiv:2308.12221, ICLR", interface=Statistic)
 def deep_linear_ode(
     times: Sequence[float] | Tensor,
     depth: int,

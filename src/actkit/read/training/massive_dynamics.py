@@ -15,6 +15,7 @@ from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.opening.checkpoints import Checkpoints
+from actkit.read._base import TrainingStatistic
 from actkit.read.training._massive_curve import MassiveCurve, fit_curve
 
 
@@ -34,7 +35,7 @@ class MassiveDynamics:
     curves: dict[str, MassiveCurve]
 
 
-@method(source="Gallego-Feliciano et al. 2025, arXiv:2508.03616")
+@method(source="Gallego-Feliciano et al. 2025, arXiv:2508.03616", interface=TrainingStatistic)
 def massive_dynamics(
     checkpoints: Checkpoints,
     texts: Sequence[Any],

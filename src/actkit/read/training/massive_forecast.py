@@ -13,6 +13,7 @@ from torch import Tensor
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.read._base import Forecast
 from actkit.read.training._massive_curve import Parameters
 
 _LOGGED = 4  # of the five numbers, all but K, are at least 0
@@ -20,7 +21,7 @@ _LOGGED = 4  # of the five numbers, all but K, are at least 0
 
 @method(source="Gallego-Feliciano et al. 2025, arXiv:2508.03616")
 @dataclass(eq=False)
-class MassiveForecast:
+class MassiveForecast(Forecast):
     """Regress the five numbers of `MassiveCurve` on features of the layer and its network.
 
     As in the paper, A, lam, gamma and t0 are learnt as log(1 + value) and K after a Yeo-Johnson

@@ -16,6 +16,7 @@ from actkit.catalog import method
 from actkit.core.edits.edit import Edit, apply
 from actkit.core.errors import InputError
 from actkit.model import Model
+from actkit.shrink._base import Skipper
 
 ENTRY, BLOCKS = "resid_pre.0", "resid_post.*"
 
@@ -103,7 +104,7 @@ def without_layers(model: Model, layers: Sequence[int]) -> Iterator[None]:
 @method(source="Shemiranifar 2025, arXiv:2505.14467, section 3")
 @final
 @dataclass(frozen=True)
-class SkipVoids:
+class SkipVoids(Skipper):
     """Use a language model without the layers that are void for its tokens, in one of two ways.
 
     A layer is a void for a token if it adds less to the length of the token's state than `alpha`

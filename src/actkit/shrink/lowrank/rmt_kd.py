@@ -15,6 +15,7 @@ from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.maths.marchenko_pastur import MarchenkoPastur, rounding
+from actkit.shrink._base import Narrower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ def outlier_basis(acts_ND: Tensor) -> Tensor:
     return kept_DK
 
 
-@method(source="Ettori 2026, arXiv:2602.22345, RMT-KD")
+@method(source="Ettori 2026, arXiv:2602.22345, RMT-KD", interface=Narrower)
 def rmt_kd(
     network: nn.Sequential,
     inputs_NX: Tensor,

@@ -5,11 +5,12 @@ from typing import Any, TypeVar
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.steer._base import InputSteering
 
 A = TypeVar("A")
 
 
-@method(source="Kotha et al. 2023, arXiv:2309.10105, section 3")
+@method(source="Kotha et al. 2023, arXiv:2309.10105, section 3", interface=InputSteering)
 def conjugate_prompt(
     transform: Callable[..., Any], inverse: Callable[[A], A]
 ) -> Callable[[Callable[..., A]], Callable[..., A]]:

@@ -16,11 +16,12 @@ from actkit.core.compat import cache_keywords, output_cache
 from actkit.core.errors import InputError, NotFittedError
 from actkit.core.progress import track
 from actkit.model import Model
+from actkit.steer._base import CacheSteerer
 
 
 @method(source="Yang et al. 2023, arXiv:2305.13016, section 3")
 @dataclass
-class DeepThinkingKV:
+class DeepThinkingKV(CacheSteerer):
     """Iterative forward tuning: the demonstrations' keys and values, refined with momentum.
 
     Each step reads the demonstrations again with the memory as their past. What their keys and

@@ -7,6 +7,7 @@ from scipy.stats import hypergeom, spearmanr
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.trace._base import CircuitMeasure
 from actkit.trace._circuit import Circuit, Node, by_class, nodes
 from actkit.trace._scores import Scores
 
@@ -29,7 +30,9 @@ class Overlap:
     chance: float | None
 
 
-@method(source="Merullo et al. 2024, arXiv:2310.08744, ICLR 2024, section 4")
+@method(
+    source="Merullo et al. 2024, arXiv:2310.08744, ICLR 2024, section 4", interface=CircuitMeasure
+)
 def circuit_overlap(first: Circuit, second: Circuit, num_parts: int | None = None) -> Overlap:
     """Compare two circuits by the share of their parts that both use.
 

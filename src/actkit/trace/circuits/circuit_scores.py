@@ -16,6 +16,7 @@ from actkit.core.progress import track
 from actkit.maths.bootstrap import interval, resampled_means
 from actkit.model import Model
 from actkit.trace._ablations import Prompts, means, removal
+from actkit.trace._base import Analysis
 from actkit.trace._circuit import Circuit, Node, by_class, nodes
 from actkit.trace._parts import Parts, as_parts
 from actkit.trace._task import Task, Trial, as_trial
@@ -48,7 +49,7 @@ class CircuitScores:
     minimality: dict[Node, float]
 
 
-@method(source="Wang et al. 2022, arXiv:2211.00593, section 4")
+@method(source="Wang et al. 2022, arXiv:2211.00593, section 4", interface=Analysis)
 def circuit_scores(
     model: Model,
     task: Task | Trial,

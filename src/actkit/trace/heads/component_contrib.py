@@ -17,6 +17,7 @@ from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.core.run.recording import last_tokens
 from actkit.model import Model
+from actkit.trace._base import Analysis
 
 ALPHAS = (0.1, 0.3, 0.5, 0.7)
 KINDS = ("attn", "mlp")
@@ -53,7 +54,7 @@ class Contributions:
         return [(n, i) for n, part in enumerate(parts) for i in _largest(scores_LN[n], part)]
 
 
-@method(source="Wang et al. 2025, arXiv:2510.11328")
+@method(source="Wang et al. 2025, arXiv:2510.11328", interface=Analysis)
 def component_contrib(
     model: Model,
     prompts: Sequence[Any],

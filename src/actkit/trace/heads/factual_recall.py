@@ -15,6 +15,7 @@ from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.trace._attribution import Attribution, lens, readout
+from actkit.trace._base import Analysis
 
 Words = Sequence[str] | Sequence[int] | Tensor
 
@@ -42,7 +43,7 @@ class FactualRecall:
         return [divmod(int(i), mean_LH.shape[1]) for i in order]
 
 
-@method(source="Lv et al. 2024, arXiv:2403.19521")
+@method(source="Lv et al. 2024, arXiv:2403.19521", interface=Analysis)
 def factual_recall(
     model: Model, prompts: Sequence[str] | Tensor, subjects: Words, answers: Words
 ) -> FactualRecall:

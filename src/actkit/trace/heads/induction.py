@@ -18,6 +18,7 @@ from actkit.core.edits.where import Where
 from actkit.core.run.recording import Recording
 from actkit.model import Model
 from actkit.trace._attribution import final_norm, head_inputs, head_outputs, unembedding
+from actkit.trace._base import Analysis
 from actkit.trace._in_context import losses_of, prefix_scores, repeated
 
 Heads = Sequence[tuple[int, int]]
@@ -63,7 +64,7 @@ class Induction:
         return self.tokens_BT.shape[1] // 2
 
 
-@method(source="Olsson et al. 2022, arXiv:2209.11895")
+@method(source="Olsson et al. 2022, arXiv:2209.11895", interface=Analysis)
 def induction(
     model: Model, num: int = 4, length: int = 40, start: int | None = None, seed: int = 0
 ) -> Induction:

@@ -15,6 +15,7 @@ from actkit.core.progress import track
 from actkit.core.run.recording import Rows
 from actkit.model import Model
 from actkit.trace._attribution import columns, lens
+from actkit.trace._base import Analysis
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ class Rift:
         return None if self.layer is None else (self.layer + 1) / len(self.context_LN)
 
 
-@method(source="Dutta et al. 2024, arXiv:2402.18312, section 6")
+@method(source="Dutta et al. 2024, arXiv:2402.18312, section 6", interface=Analysis)
 def functional_rift(
     model: Model,
     inputs: Any,

@@ -14,6 +14,7 @@ from actkit.core.edits.edit import Edit, swap
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
 from actkit.model import Model
+from actkit.trace._base import Analysis
 from actkit.worlds.trees import Trees
 
 TIE = 1e-3
@@ -39,7 +40,7 @@ class Mechanism:
     chance_K: Tensor
 
 
-@method(source="Brinkmann et al. 2024, arXiv:2402.11917, backward chaining")
+@method(source="Brinkmann et al. 2024, arXiv:2402.11917, backward chaining", interface=Analysis)
 def tree_path(model: Model, trees: Trees, num_steps: int = 3) -> Mechanism:
     """Hold a network that continues paths in trees against backward chaining.
 

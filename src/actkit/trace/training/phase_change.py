@@ -12,6 +12,7 @@ from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.opening.checkpoints import Checkpoints
+from actkit.trace._base import TrainingAnalysis
 from actkit.trace._in_context import icl_score, prefix_scores, token_losses
 
 
@@ -39,7 +40,7 @@ class PhaseChange:
         return int(self.steps_S[self.slope_S.argmin()])
 
 
-@method(source="Olsson et al. 2022, arXiv:2209.11895, argument 1")
+@method(source="Olsson et al. 2022, arXiv:2209.11895, argument 1", interface=TrainingAnalysis)
 def phase_change(
     checkpoints: Checkpoints,
     tokens_BT: Tensor,

@@ -19,6 +19,7 @@ from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.core.run.recording import Recording
 from actkit.model import Model
+from actkit.trace._base import Trainer
 from actkit.trace._causal import Agreement, Causal, Places, agreement, others
 from actkit.trace._parts import Part
 
@@ -29,7 +30,7 @@ WINDOW = 50
 
 @method(source="Gupta et al. 2024, arXiv:2407.14494, strict interchange intervention training")
 @dataclass
-class SIIT:
+class SIIT(Trainer):
     """Train a network so that given parts, and no others, compute the variables of a program.
 
     Each step draws base prompts b and source prompts s, a variable v and a part u of no variable:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.read._base import Statistic
 from actkit.read.information.big_phi._iit import Array, Concept, System, Units, moved, splits
 
 __all__ = ["BigPhi", "Concept", "big_phi", "binarise", "mean_big_phi", "transition_matrix"]
@@ -34,7 +35,10 @@ class BigPhi:
     concepts: tuple[Concept, ...]
 
 
-@method(source="Oizumi, Albantakis and Tononi 2014, PLoS Comput. Biol. 10(5): e1003588")
+@method(
+    source="Oizumi, Albantakis and Tononi 2014, PLoS Comput. Biol. 10(5): e1003588",
+    interface=Statistic,
+)
 def big_phi(tpm_Sn: Tensor, state: Sequence[int], units: Sequence[int] | None = None) -> BigPhi:
     """Return the integrated information of at most 4 binary units in a state.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.read._base import Statistic
 from actkit.read.information.integration._groups import (
     Comparison,
     compare_groups,
@@ -45,7 +46,10 @@ class Integration:
     parts: tuple[Units, Units]
 
 
-@method(source="Li 2025, doi:10.1016/j.nlp.2025.100163; Barrett and Seth 2011, PLoS CB 7(1)")
+@method(
+    source="Li 2025, doi:10.1016/j.nlp.2025.100163; Barrett and Seth 2011, PLoS CB 7(1)",
+    interface=Statistic,
+)
 def integration(series_Tn: Tensor) -> Integration:
     """Return the Gaussian stochastic interaction of a series across its weakest bipartition.
 

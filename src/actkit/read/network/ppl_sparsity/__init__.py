@@ -15,6 +15,7 @@ from actkit.anatomy.mlp_weights import neuron_weights
 from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.model import Model
+from actkit.read._base import ModelStatistic
 from actkit.read.network.ppl_sparsity._cett import curves, errors
 from actkit.read.network.ppl_sparsity._gating import Decoder, Pass, matched
 
@@ -106,7 +107,7 @@ def cett_thresholds(
     return {name: curve.threshold(target) for name, curve in layers.items()}
 
 
-@method(source="Luo et al. 2024, arXiv:2411.02335, PPL-p% sparsity")
+@method(source="Luo et al. 2024, arXiv:2411.02335, PPL-p% sparsity", interface=ModelStatistic)
 def ppl_sparsity(
     model: Model, data: Any, p: float = 0.01, sites: str = "mlp_hidden.*", batch_size: int = 8
 ) -> PplSparsity:

@@ -15,6 +15,7 @@ from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.run.inputs import Call
 from actkit.model import Model
+from actkit.read._base import ModelStatistic
 from actkit.read.network.task_inference._family_probe import FamilyProbe
 from actkit.worlds.task_mixture import Prompts, TaskMixture, linear
 
@@ -65,7 +66,7 @@ class TaskInferenceResult:
         }
 
 
-@method(source="Kotha et al. 2023, arXiv:2309.10105, section 2")
+@method(source="Kotha et al. 2023, arXiv:2309.10105, section 2", interface=ModelStatistic)
 def task_inference(
     model: Model,
     prompts: Prompts,

@@ -15,6 +15,7 @@ from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.model import Model
+from actkit.read._base import Experiment
 from actkit.read._pairs import Sums, alignment
 from actkit.read.training.butterfly._alignment import ALIGNMENTS, hidden_axes, permuted
 from actkit.read.training.butterfly._interpolation import Gap, Loss, gap, vector
@@ -41,7 +42,7 @@ class Divergence:
     cka: dict[str, float]
 
 
-@method(source="Kwok et al. 2025, arXiv:2506.13234, ICML")
+@method(source="Kwok et al. 2025, arXiv:2506.13234, ICML", interface=Experiment)
 def butterfly(
     train: Train,
     steps: Sequence[int],

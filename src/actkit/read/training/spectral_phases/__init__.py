@@ -18,6 +18,7 @@ from actkit.core.run.recording import Recording
 from actkit.core.sweep.stream import batches
 from actkit.model import Model
 from actkit.opening.checkpoints import Checkpoints
+from actkit.read._base import TrainingStatistic
 from actkit.read._eigenvalues import decay, eigenvalues
 from actkit.read._sums import exp_entropy
 from actkit.read.training.spectral_phases._phases import Phase, phases_of
@@ -51,7 +52,7 @@ class SpectralPhases:
         return self.num_rows >= self.min_rows
 
 
-@method(source="Li et al. 2025, arXiv:2509.23024")
+@method(source="Li et al. 2025, arXiv:2509.23024", interface=TrainingStatistic)
 def spectral_phases(
     checkpoints: Checkpoints,
     data: Any,

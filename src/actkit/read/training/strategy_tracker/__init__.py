@@ -14,6 +14,7 @@ from actkit.core.errors import InputError, SiteError
 from actkit.core.progress import track
 from actkit.model import Model
 from actkit.opening.checkpoints import Checkpoints
+from actkit.read._base import TrainingStatistic
 from actkit.read.training.strategy_tracker._bursty import BurstyTask, Probe
 from actkit.read.training.strategy_tracker._curve import Curve
 
@@ -67,7 +68,7 @@ class StrategyResult:
         return {**found, "competition": self.competition, "induction": max(best, default=nan)}
 
 
-@method(source="Singh et al. 2023, arXiv:2311.08360, figure 2")
+@method(source="Singh et al. 2023, arXiv:2311.08360, figure 2", interface=TrainingStatistic)
 def strategy_tracker(
     checkpoints: Checkpoints, in_context: Probe, in_weights: Probe
 ) -> StrategyResult:

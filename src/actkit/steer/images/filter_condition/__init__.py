@@ -11,6 +11,7 @@ from torch import Tensor
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.steer._base import InputSteering
 from actkit.steer.images.filter_condition._filter_effect import FilterEffect, filter_effect
 from actkit.steer.images.filter_condition._image_filters import (
     Filter,
@@ -27,7 +28,7 @@ __all__ = [
 R = TypeVar("R")
 
 
-@method(source="FilterPrompt 2024, arXiv:2404.13263")
+@method(source="FilterPrompt 2024, arXiv:2404.13263", interface=InputSteering)
 def filter_condition(pipe: Callable[..., R], *filters: Filter) -> Callable[..., R]:
     """Return a generator that sees its reference image through filters.
 

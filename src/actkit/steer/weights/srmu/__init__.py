@@ -17,13 +17,14 @@ from actkit.core.errors import InputError, NotFittedError, SiteError
 from actkit.core.progress import track
 from actkit.core.sweep.stream import batches
 from actkit.model import Model
+from actkit.steer._base import WeightSteerer
 from actkit.steer._rows import as_batch
 from actkit.steer.weights.srmu._misdirection import away, importance, misdirection_loss
 
 
 @method(source="Chen et al. 2025, arXiv:2512.16297")
 @dataclass
-class SRMU:
+class SRMU(WeightSteerer):
     """Selective representation misdirection for unlearning, and RMU, its baseline.
 
     Copies of a few modules are trained, best the MLPs' down-projections at and below `site`; the

@@ -14,6 +14,7 @@ from actkit.core.edits.edit import Edit, set, swap
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
 from actkit.model import Model
+from actkit.trace._base import Analysis
 from actkit.trace._parts import Parts
 from actkit.trace._task import Task, Trial, as_trial
 from actkit.trace.circuits.double_dissociation._selective_neurons import selective_neurons
@@ -56,7 +57,7 @@ class Dissociation:
         return (1 + reached) / (1 + len(self.null_R))
 
 
-@method(source="Fartale et al. 2025, arXiv:2510.03366")
+@method(source="Fartale et al. 2025, arXiv:2510.03366", interface=Analysis)
 def double_dissociation(
     model: Model, first: Task | Trial, second: Task | Trial, num_heads: int = 3,
     num_random: int = 200, seed: int = 0, batch: int | str = "auto",

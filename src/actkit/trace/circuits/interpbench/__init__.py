@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from actkit.catalog import method
-from actkit.trace._base import Localizer
+from actkit.trace._base import CircuitMeasure, Localizer
 from actkit.trace._known_circuit import KnownCircuit
 from actkit.trace.circuits.interpbench._wired import (
     wired_duplicate,
@@ -31,7 +31,10 @@ def known_circuits(seed: int = 0) -> list[KnownCircuit]:
     ]
 
 
-@method(source="Gupta et al. 2024, arXiv:2407.14494, evaluation by the area under the ROC curve")
+@method(
+    source="Gupta et al. 2024, arXiv:2407.14494, evaluation by the area under the ROC curve",
+    interface=CircuitMeasure,
+)
 def interpbench(
     localizer: Localizer,
     circuits: Sequence[KnownCircuit] | None = None,

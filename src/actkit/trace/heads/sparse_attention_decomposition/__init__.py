@@ -17,6 +17,7 @@ from actkit.core.progress import track
 from actkit.core.run.recording import Recording
 from actkit.model import Model
 from actkit.trace._attribution import RECORDED, written
+from actkit.trace._base import Analysis
 from actkit.trace.heads.sparse_attention_decomposition._query_key import SIDES, QueryKey, query_key
 from actkit.trace.heads.sparse_attention_decomposition._signals import (
     Signal,
@@ -52,7 +53,7 @@ class Edge:
         return f"{self.sender}@{self.position} -> {to} {self.contribution:+.3f}"
 
 
-@method(source="Franco and Crovella 2024, arXiv:2410.00340")
+@method(source="Franco and Crovella 2024, arXiv:2410.00340", interface=Analysis)
 def sparse_attention_decomposition(
     model: Model,
     prompt: Any,

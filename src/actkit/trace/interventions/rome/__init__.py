@@ -21,12 +21,13 @@ from actkit.core.errors import InputError, NotFittedError
 from actkit.core.progress import track
 from actkit.core.run.inputs import Batch
 from actkit.model import Model
+from actkit.trace._base import WeightEditor
 from actkit.trace.interventions.rome._facts import Fact, prefixes, subject_ends, token_id
 
 
 @method(source="Meng et al. 2022, arXiv:2202.05262, section 3")
 @dataclass
-class Rome:
+class Rome(WeightEditor):
     """Find the rank-one edit that makes a network say something else of one subject.
 
     The key k* is the mean of what the map reads at the subject's last token, bare and behind

@@ -9,6 +9,7 @@ from actkit.catalog import method
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
 from actkit.model import Model
+from actkit.trace._base import Analysis
 from actkit.trace._subspace import (
     SubspaceEffect,
     effects,
@@ -29,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-@method(source="Makelov et al. 2024, arXiv:2311.17030, sections 3 and 4")
+@method(source="Makelov et al. 2024, arXiv:2311.17030, sections 3 and 4", interface=Analysis)
 def subspace_patch(
     model: Model, task: Task | Trial, site: str, directions: Tensor, where: Where | None = None
 ) -> SubspaceEffect:

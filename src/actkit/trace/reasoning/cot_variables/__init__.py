@@ -15,6 +15,7 @@ from actkit.core.edits.edit import set as put
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
 from actkit.model import Model
+from actkit.trace._base import Analysis
 from actkit.trace._causal import Causal
 from actkit.trace.reasoning.cot_variables._chains import other_values
 
@@ -36,7 +37,7 @@ class Outcome:
     num: int
 
 
-@method(source="Zhu et al. 2025, arXiv:2505.04955, interventions on values")
+@method(source="Zhu et al. 2025, arXiv:2505.04955, interventions on values", interface=Analysis)
 def cot_variables(
     model: Model,
     traces_BT: Tensor,

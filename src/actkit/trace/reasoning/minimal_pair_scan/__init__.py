@@ -15,6 +15,7 @@ from actkit.core.edits.edit import swap
 from actkit.core.errors import InputError
 from actkit.maths.bootstrap import interval, resampled_means
 from actkit.model import Model
+from actkit.trace._base import Analysis
 from actkit.trace._parts import as_parts
 from actkit.trace._scores import Scores
 from actkit.trace._task import Task, TaskWarning, Trial, as_trial
@@ -49,7 +50,7 @@ class MinimalPairScan:
         return self.delimiter_LH.mean(-1)
 
 
-@method(source="Lee et al. 2024, arXiv:2410.21353")
+@method(source="Lee et al. 2024, arXiv:2410.21353", interface=Analysis)
 def minimal_pair_scan(
     model: Model,
     task: Task | Trial | Literal["because", "so"] = "because",

@@ -15,6 +15,7 @@ from actkit.core.edits.edit import Edit, scale, set
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
 from actkit.model import Model
+from actkit.trace._base import Analysis
 from actkit.trace.reasoning.overthinking._demonstrations import (
     Demonstrations,
     accuracies,
@@ -119,7 +120,7 @@ def critical_layer(
     return first if first < len(lead_L) else None
 
 
-@method(source="Halawi et al. 2023, arXiv:2307.09476, sections 3 and 4")
+@method(source="Halawi et al. 2023, arXiv:2307.09476, sections 3 and 4", interface=Analysis)
 def overthinking(model: Model, demos: Demonstrations, calibrate: bool = True) -> Overthinking:
     """Decode every layer under true and false demonstrations, and score heads by what they read.
 

@@ -12,6 +12,7 @@ from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.model import Model
+from actkit.trace._base import TrainingExperiment
 from actkit.trace.training.icl_bench._icl_network import IclNetwork
 from actkit.worlds.induction_model import InductionModel
 from actkit.worlds.labelled_items import IclBatch, IclData
@@ -46,7 +47,7 @@ class IclProgress:
     context_label_S: Tensor
 
 
-@method(source="Reddy 2023, arXiv:2312.03002, sections 2 and 3")
+@method(source="Reddy 2023, arXiv:2312.03002, sections 2 and 3", interface=TrainingExperiment)
 def icl_bench(
     data: IclData, num_steps: int = 500, batch: int = 128, rate: float = 3e-3, every: int = 50,
     seed: int = 0,

@@ -18,6 +18,7 @@ from actkit.core.errors import InputError
 from actkit.core.run.recording import Recording
 from actkit.core.sites.site_names import layer_of
 from actkit.model import Model
+from actkit.trace._base import Intervention
 from actkit.trace.training.optogenetics._clamps import CopyHead, match_pattern, previous_pattern
 from actkit.trace.training.optogenetics._heads_alone import (
     HeadsAlone,
@@ -34,7 +35,7 @@ __all__ = [
 
 @method(source="Singh et al. 2024, arXiv:2404.07129")
 @dataclass(frozen=True, eq=False)
-class Optogenetics:
+class Optogenetics(Intervention):
     """Clamps of attention heads for one batch, as edits to use inside a training loop.
 
     Take `with model.edited(clamps): loss(model.module(token_BT)).backward()` in every step. No
