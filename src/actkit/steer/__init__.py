@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from actkit.steer._dose import rescaled
     from actkit.steer._gain import kl_bounded_gain
     from actkit.steer._measure import Effects, effects
+    from actkit.steer._shift import LogitShift, logit_shift_report
     from actkit.steer._tune import Budget, Tuning, tune
     from actkit.steer.tasks import as_task
 
 __all__ = [
     "Budget",
     "Effects",
+    "LogitShift",
     "Steerer",
     "Task",
     "Tuning",
@@ -28,6 +30,7 @@ __all__ = [
     "effects",
     "kl_bounded_gain",
     "load_vectors",
+    "logit_shift_report",
     "rescaled",
     "save_gguf",
     "save_peft",
@@ -35,6 +38,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    **dict.fromkeys(("LogitShift", "logit_shift_report"), "actkit.steer._shift"),
     "Steerer": "actkit.steer._base",
     "Task": "actkit.steer._concept",
     "as_task": "actkit.steer.tasks",

@@ -8,24 +8,47 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from actkit.trace import tasks
+    from actkit.trace._attention_edits import set_attention
     from actkit.trace._base import Localizer
+    from actkit.trace._edge_circuit import EdgeCircuit, edge_circuit
+    from actkit.trace._head_classes import attention_paid, copy_scores, head_classes
+    from actkit.trace._latent_values import LatentValues
     from actkit.trace._parts import Part, Parts, as_parts
+    from actkit.trace._robustness import Choice, Robustness, noised, robustness
     from actkit.trace._scores import Scores
     from actkit.trace._task import Task, TaskWarning, Trial
 
 __all__ = [
+    "Choice",
+    "EdgeCircuit",
+    "LatentValues",
     "Localizer",
     "Part",
     "Parts",
+    "Robustness",
     "Scores",
     "Task",
     "TaskWarning",
     "Trial",
     "as_parts",
+    "attention_paid",
+    "copy_scores",
+    "edge_circuit",
+    "head_classes",
+    "noised",
+    "robustness",
+    "set_attention",
     "tasks",
 ]
 
 _HOMES = {
+    "set_attention": "actkit.trace._attention_edits",
+    **dict.fromkeys(("EdgeCircuit", "edge_circuit"), "actkit.trace._edge_circuit"),
+    **dict.fromkeys(
+        ("attention_paid", "copy_scores", "head_classes"), "actkit.trace._head_classes"
+    ),
+    "LatentValues": "actkit.trace._latent_values",
+    **dict.fromkeys(("Choice", "Robustness", "noised", "robustness"), "actkit.trace._robustness"),
     "Localizer": "actkit.trace._base",
     **dict.fromkeys(("Part", "Parts", "as_parts"), "actkit.trace._parts"),
     "Scores": "actkit.trace._scores",

@@ -10,8 +10,7 @@ from scipy.special import digamma, logsumexp
 from torch import Tensor
 
 from actkit.core.errors import InputError
-from actkit.read import _entropies
-from actkit.read._estimators import ESTIMATORS, METHODS
+from actkit.read._estimators import ESTIMATORS, METHODS, _entropies
 from actkit.read.information.mutual_information import mutual_information
 from tests._evidence import Evidence
 from tests.contract import acts, check_seeded, check_unchanged

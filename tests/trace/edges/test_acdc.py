@@ -12,12 +12,11 @@ from torch import Tensor
 from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.trace import Scores, Task
+from actkit.trace._edge_circuit import edge_circuit
 from actkit.trace._edges import roc_auc
 from actkit.trace._graph import Graph
-from actkit.trace.edges import _edge_runs
-from actkit.trace.edges._edge_circuit import edge_circuit
-from actkit.trace.edges._edge_runs import EdgeRuns
-from actkit.trace.edges.acdc import ACDC, divergence
+from actkit.trace.edges.acdc import ACDC, _edge_runs, divergence
+from actkit.trace.edges.acdc._edge_runs import EdgeRuns
 from actkit.trace.edges.eap import EAP
 from tests._evidence import Evidence
 from tests.core import tiny

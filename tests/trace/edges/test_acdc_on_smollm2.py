@@ -5,10 +5,10 @@ import torch
 
 import actkit as ak
 from actkit.model import Model
+from actkit.trace._edge_circuit import edge_circuit
 from actkit.trace._graph import Graph
-from actkit.trace.edges._edge_circuit import edge_circuit
-from actkit.trace.edges._edge_runs import EdgeRuns
 from actkit.trace.edges.acdc import ACDC, divergence
+from actkit.trace.edges.acdc._edge_runs import EdgeRuns
 from actkit.trace.edges.eap import EAP
 from actkit.trace.edges.eap_ig import EAPIG
 from tests._evidence import Evidence

@@ -14,7 +14,7 @@ from actkit.model import Model
 from actkit.trace import Task, _edges
 from actkit.trace._gradients import with_metric
 from actkit.trace._graph import Graph
-from actkit.trace.edges._edge_runs import EdgeRuns
+from actkit.trace.edges.acdc._edge_runs import EdgeRuns
 from actkit.trace.edges.eap import EAP
 from tests.core import tiny
 from tests.core.sites.architectures.test_decoders import opened

@@ -9,9 +9,9 @@ import torch
 from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.trace import Task
+from actkit.trace._edge_circuit import edge_circuit
 from actkit.trace._graph import Graph
-from actkit.trace.edges._edge_circuit import edge_circuit
-from actkit.trace.edges._edge_runs import EdgeRuns
+from actkit.trace.edges.acdc._edge_runs import EdgeRuns
 from actkit.trace.edges.eap import EAP
 from actkit.trace.edges.eap_ig import EAPIG
 from tests.core import tiny

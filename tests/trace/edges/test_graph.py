@@ -13,10 +13,10 @@ import actkit as ak
 from actkit.core.errors import InputError, SiteError
 from actkit.model import Model
 from actkit.trace import Task, Trial
+from actkit.trace._edge_circuit import edge_circuit, without_dead_ends
 from actkit.trace._edges import roc_auc
 from actkit.trace._graph import Graph
-from actkit.trace.edges._edge_circuit import edge_circuit, without_dead_ends
-from actkit.trace.edges._edge_runs import EdgeRuns
+from actkit.trace.edges.acdc._edge_runs import EdgeRuns
 from actkit.worlds.toy_transformer import reader
 from tests.core import tiny
 from tests.core.sites.architectures.test_decoders import opened

@@ -17,7 +17,7 @@ from actkit.core.progress import track
 from actkit.trace._edges import EdgeLocalizer
 from actkit.trace._graph import Graph
 from actkit.trace._task import Trial
-from actkit.trace.edges._edge_runs import EdgeRuns
+from actkit.trace.edges.acdc._edge_runs import EdgeRuns
 
 
 @method(source="Conmy et al. 2023, arXiv:2304.14997, algorithm 1")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from actkit.core.errors import InputError
-from actkit.read._entropies import (
+from actkit.read._estimators._entropies import (
     adaptive_codes,
     entropy,
     fixed_codes,

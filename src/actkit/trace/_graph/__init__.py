@@ -18,7 +18,7 @@ from torch import Tensor
 from actkit.core.run.recording import Recording
 from actkit.core.sites.site_names import layer_of, points_of
 from actkit.model import Model
-from actkit.trace._stream_parts import GraphSight, Read, same
+from actkit.trace._graph._stream_parts import GraphSight, Read, same
 
 
 @dataclass(frozen=True, eq=False)
