@@ -140,15 +140,24 @@ class Leaderboard:
         for name, s in scores.items():
             x, y = s[second.name], s[first.name]
             figure.add_scatter(
-                x=[x.mean], y=[y.mean], name=name, text=[name], mode="markers+text",
-                textposition="top center", error_x=_bar(x), error_y=_bar(y),
+                x=[x.mean],
+                y=[y.mean],
+                name=name,
+                text=[name],
+                mode="markers+text",
+                textposition="top center",
+                error_x=_bar(x),
+                error_y=_bar(y),
                 marker={"size": 11, "symbol": "star" if name in front else "circle"},
-            )  # fmt: skip
+            )
         best = [scores[n] for n in front]
         figure.add_scatter(
-            x=[s[second.name].mean for s in best], y=[s[first.name].mean for s in best],
-            mode="lines", line={"dash": "dot", "color": "#8a93a3"}, name="Pareto front",
-        )  # fmt: skip
+            x=[s[second.name].mean for s in best],
+            y=[s[first.name].mean for s in best],
+            mode="lines",
+            line={"dash": "dot", "color": "#8a93a3"},
+            name="Pareto front",
+        )
         figure.update_layout(template="plotly_white", title=self.title, showlegend=False)
         for axis, metric in ((figure.update_xaxes, second), (figure.update_yaxes, first)):
             axis(title=_axis(metric), type="log" if metric.log else "linear")

@@ -31,8 +31,11 @@ def pooled(log_p_nV: Tensor, ids_BA: Tensor | None) -> Tensor:
         raise InputError(f"answers must be below the {log_p_nV.shape[1]} tokens, got {highest}")
     ids = again(ids_BA.to(log_p_nV.device), len(log_p_nV))
     picked = log_p_nV.gather(1, ids.clamp_min(0))
-    return picked[:, 0] if ids.shape[1] == 1 else (
-        picked.masked_fill(ids < 0, -torch.inf).logsumexp(-1))  # fmt: skip
+    return (
+        picked[:, 0]
+        if ids.shape[1] == 1
+        else (picked.masked_fill(ids < 0, -torch.inf).logsumexp(-1))
+    )
 
 
 def token_ids(model: Model, given: Answers | None, beside: Tensor | None = None) -> Tensor | None:

@@ -172,9 +172,11 @@ def _show(chat: Chat, line: str, console: Console) -> None:
     titles = ("plain", f"steered, {chat.strength:g}" if chat.on else "steered, off")
     styles = ("dim", "cyan")
     table.add_row(
-        *(Panel(Text(t), title=h, border_style=s)
-          for t, h, s in zip(found, titles, styles, strict=True))
-    )  # fmt: skip
+        *(
+            Panel(Text(t), title=h, border_style=s)
+            for t, h, s in zip(found, titles, styles, strict=True)
+        )
+    )
     console.print(table)
 
 

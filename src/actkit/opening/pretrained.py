@@ -20,21 +20,47 @@ from torch import nn
 from actkit.core.errors import ModelError
 
 UNREADABLE = (
-    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError,
-    RuntimeError, SafetensorError, TypeError, ValueError, pickle.UnpicklingError,
-)  # fmt: skip
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 """What the readers of configurations, tokenizers and weights raise on a file they cannot take."""
 
 TOKENIZER_FILES = (
-    "tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model",
-    "spiece.model", "sentencepiece.bpe.model",
-)  # fmt: skip
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 PROCESSOR_FILES = (
-    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
-)  # fmt: skip
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
 
-PLACE_KEYS = ("cache_dir", "code_revision", "force_download", "local_files_only", "proxies",
-              "revision", "subfolder", "token", "trust_remote_code")  # fmt: skip
+PLACE_KEYS = (
+    "cache_dir",
+    "code_revision",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
 """Keywords that say where the files are; tokenizer and processor need them too."""
 
 REACH_SECONDS = 5.0

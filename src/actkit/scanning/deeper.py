@@ -36,9 +36,12 @@ def voids(names: Sequence[str], results: Sequence[VoidsResult], _: Decode) -> To
         f"for more than half of the tokens{f': {_runs(names, void)}' if void else ''}.",
     ]
     figure = figure_of(
-        "Tokens for which a layer is active", names, "share of tokens",
-        {"active": active}, percent=True,
-    )  # fmt: skip
+        "Tokens for which a layer is active",
+        names,
+        "share of tokens",
+        {"active": active},
+        percent=True,
+    )
     return findings, [figure]
 
 
@@ -68,11 +71,18 @@ def dynamics(names: Sequence[str], results: Sequence[StreamDynamicsResult], _: D
         f"{names[int(result.cosine_P.argmin())]} ({number(float(result.cosine_P.min()))}).",
     ]
     figure = figure_of(
-        "Correlation of a unit with itself one layer before", names, "Pearson r",
+        "Correlation of a unit with itself one layer before",
+        names,
+        "Pearson r",
         {"the same unit": same, "another unit": other},
-    )  # fmt: skip
-    steps = figure_of("Length of a step", names, "L2 norm", {"mean over tokens": velocity},
-                      log=max(velocity) > 20 * min(velocity) > 0)  # fmt: skip
+    )
+    steps = figure_of(
+        "Length of a step",
+        names,
+        "L2 norm",
+        {"mean over tokens": velocity},
+        log=max(velocity) > 20 * min(velocity) > 0,
+    )
     return findings, [figure, steps]
 
 
@@ -100,9 +110,11 @@ def neurons(names: Sequence[str], results: Sequence[NeuronClasses], _: Decode) -
         "which 5% of random directions exceed."
     )
     figure = figure_of(
-        "Do neurons write what they read?", names, "cos(reads, writes)",
+        "Do neurons write what they read?",
+        names,
+        "cos(reads, writes)",
         {"mean": means, "median": [float(r.cosines_N3[:, 0].nanmedian()) for r in results]},
-    )  # fmt: skip
+    )
     findings.append(
         f"The mean cosine of the first half of the layers less that of the last third is "
         f"{number(turn(results))}."
@@ -133,8 +145,9 @@ def needed(names: Sequence[str], results: Sequence[PplSparsity], _: Decode) -> T
         f"Layer {names[most]} needs most of them ({percent(kept[most])}), layer {names[least]} "
         f"fewest ({percent(kept[least])}).",
     ]
-    figure = figure_of("Neurons that stay on", names, "share of neurons", {"kept": kept},
-                       percent=True)  # fmt: skip
+    figure = figure_of(
+        "Neurons that stay on", names, "share of neurons", {"kept": kept}, percent=True
+    )
     return findings, [figure]
 
 
@@ -160,11 +173,21 @@ def extremes(names: Sequence[str], results: Sequence[ExtremeTokensResult], _: De
     shares = [n / len(r.dormant_H) for n, r in zip(at_rest, results, strict=True)]
     lengths = {"state": peaks, "values": drains}
     return findings, [
-        figure_of("Heads that rest on the first token", names, "share of heads",
-                  {"at rest": shares}, percent=True),
-        figure_of("Length of the first token / median of the others", names, "ratio", lengths,
-                  log=max(peaks) > 20 * min(drains) > 0),
-    ]  # fmt: skip
+        figure_of(
+            "Heads that rest on the first token",
+            names,
+            "share of heads",
+            {"at rest": shares},
+            percent=True,
+        ),
+        figure_of(
+            "Length of the first token / median of the others",
+            names,
+            "ratio",
+            lengths,
+            log=max(peaks) > 20 * min(drains) > 0,
+        ),
+    ]
 
 
 def heads_at_rest(results: Sequence[ExtremeTokensResult]) -> float:

@@ -50,11 +50,16 @@ def size(names: Sequence[str], results: Sequence[MomentsResult], _: Decode) -> T
         )
     low = min((m for m in means if m > 0), default=0.0)
     figure = figure_of(
-        "Length of a vector", names, "L2 norm",
-        {"mean": means, "longest": [r.norm_max for r in results],
-         "shortest": [r.norm_min for r in results]},
+        "Length of a vector",
+        names,
+        "L2 norm",
+        {
+            "mean": means,
+            "longest": [r.norm_max for r in results],
+            "shortest": [r.norm_min for r in results],
+        },
         log=max(means) > 20 * low > 0,
-    )  # fmt: skip
+    )
     return findings, [figure]
 
 
@@ -91,9 +96,12 @@ def sparse(names: Sequence[str], results: Sequence[SparsityResult], _: Decode) -
     )
     findings.append(_dead(names, [r.num_dead[1] for r in results], sum(widths), level))
     figure = figure_of(
-        "Small activations", names, "share of all",
-        {f"at most {level:g} in size": small, "exactly zero": zeros}, percent=True,
-    )  # fmt: skip
+        "Small activations",
+        names,
+        "share of all",
+        {f"at most {level:g} in size": small, "exactly zero": zeros},
+        percent=True,
+    )
     return findings, [figure]
 
 
@@ -151,11 +159,12 @@ def dominant(names: Sequence[str], results: Sequence[MassiveResult], decode: Dec
         )
     findings.append(_massive(names, results))
     figure = figure_of(
-        "Largest activation against the median", names, "size",
-        {"largest": [abs(r.top[0].value) for r in results],
-         "median": [r.median for r in results]},
+        "Largest activation against the median",
+        names,
+        "size",
+        {"largest": [abs(r.top[0].value) for r in results], "median": [r.median for r in results]},
         log=True,
-    )  # fmt: skip
+    )
     return findings, [figure]
 
 
@@ -208,10 +217,15 @@ def dimensions(names: Sequence[str], results: Sequence[SpectrumResult], _: Decod
             "which makes these numbers too low there."
         )
     figure = figure_of(
-        "Dimensions in use", names, "number",
-        {"effective rank": ranks, "RankMe": [r.rankme for r in results],
-         "directions for 90%": [r.num_90 for r in results]},
-    )  # fmt: skip
+        "Dimensions in use",
+        names,
+        "number",
+        {
+            "effective rank": ranks,
+            "RankMe": [r.rankme for r in results],
+            "directions for 90%": [r.num_90 for r in results],
+        },
+    )
     return findings, [figure]
 
 
@@ -250,12 +264,14 @@ def rests(names: Sequence[str], results: Sequence[SinksResult], _: Decode) -> To
     rows = {f"head {h}": [m[h] if h < len(m) else nan for m in masses] for h in range(most)}
     figures = [
         figure_of(
-            "Attention on the first token", names, "share",
+            "Attention on the first token",
+            names,
+            "share",
             {"mean of the heads": means, "most of any head": [max(m) for m in masses]},
             percent=True,
         ),
         figure_of("The same, head by head", names, "share", rows, percent=True, kind="map"),
-    ]  # fmt: skip
+    ]
     return findings, figures
 
 

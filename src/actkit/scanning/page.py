@@ -125,10 +125,12 @@ def _plot(figure: Figure) -> go.Figure:
     else:
         _add_lines(plot, figure)
     plot.update_layout(
-        template="plotly_white", dragmode=False, margin={"l": 64, "r": 16, "t": 28, "b": 48},
+        template="plotly_white",
+        dragmode=False,
+        margin={"l": 64, "r": 16, "t": 28, "b": 48},
         font={"family": "system-ui, sans-serif", "color": INK, "size": 13},
         hoverlabel={"font": {"family": "system-ui, sans-serif"}},
-    )  # fmt: skip
+    )
     plot.update_xaxes(title=figure.x_title, type="category", automargin=True, nticks=12)
     return plot
 
@@ -139,14 +141,20 @@ def _add_lines(plot: go.Figure, figure: Figure) -> None:
         beside = name in figure.beside
         colour = QUIET if beside else COLOURS[i % len(COLOURS)]
         plot.add_scatter(
-            name=name, x=list(figure.x), y=list(values), mode="lines+markers",
+            name=name,
+            x=list(figure.x),
+            y=list(values),
+            mode="lines+markers",
             line={"color": colour, "width": 2, "dash": "dot" if beside else "solid"},
-            marker={"size": 5}, hovertemplate=f"%{{y:{shown}}}",
-        )  # fmt: skip
+            marker={"size": 5},
+            hovertemplate=f"%{{y:{shown}}}",
+        )
     plot.update_layout(
-        height=HEIGHT, hovermode="x unified", showlegend=True,
+        height=HEIGHT,
+        hovermode="x unified",
+        showlegend=True,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-    )  # fmt: skip
+    )
     plot.update_yaxes(title=figure.y_title, automargin=True, **_scale(figure))
 
 
@@ -168,10 +176,14 @@ def _add_map(plot: go.Figure, figure: Figure) -> None:
     rows = list(figure.series)
     shown = ".3~p" if figure.percent else ",.4~g"
     plot.add_heatmap(
-        x=list(figure.x), y=rows, z=[list(figure.series[r]) for r in rows], zmin=0,
-        colorscale="Blues", colorbar={"tickformat": shown, "thickness": 14},
+        x=list(figure.x),
+        y=rows,
+        z=[list(figure.series[r]) for r in rows],
+        zmin=0,
+        colorscale="Blues",
+        colorbar={"tickformat": shown, "thickness": 14},
         hovertemplate=f"{figure.x_title} %{{x}}, %{{y}}: %{{z:{shown}}}<extra></extra>",
-    )  # fmt: skip
+    )
     plot.update_layout(height=max(HEIGHT, ROW * len(rows) + 90))
     plot.update_yaxes(autorange="reversed", automargin=True)
 

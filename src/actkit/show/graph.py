@@ -112,8 +112,11 @@ def circuit_svg(scores: "Scores", top: int = 40) -> str:
     largest = max((abs(e.score) for e in drawn), default=1.0)
     width = max([520.0, *(x + NODE for x, _ in at.values())])
     height = max([_TOP + 40.0, *(y + HEIGHT + 46 for _, y in at.values())])
-    lines = [f'<path d="{_path(at[a], at[b])}" fill="none" stroke="{QUIET}" stroke-width="1" '
-             'stroke-dasharray="3 3"/>' for a, b in shares]  # fmt: skip
+    lines = [
+        f'<path d="{_path(at[a], at[b])}" fill="none" stroke="{QUIET}" stroke-width="1" '
+        'stroke-dasharray="3 3"/>'
+        for a, b in shares
+    ]
     for edge in reversed(drawn):  # the strongest on top
         thick = max(0.8, _THICK * abs(edge.score) / largest)
         lines.append(
@@ -124,10 +127,16 @@ def circuit_svg(scores: "Scores", top: int = 40) -> str:
     boxes = [_box(node, *at[node]) for node in nodes]
     for node, port in dict.fromkeys((e.receiver, e.port) for e in drawn if e.port):
         x, y = at[node]
-        boxes.append(f'<text x="{x + PORTS[port] + 4:g}" y="{y + HEIGHT / 2 + 10:g}" '
-                     f'font-size="10" fill="{QUIET}">{port}</text>')  # fmt: skip
-    return framed(width, height, scores, [*_layers(at, scores, width), *lines, *boxes,
-                                          *_legend(drawn, largest, height)])  # fmt: skip
+        boxes.append(
+            f'<text x="{x + PORTS[port] + 4:g}" y="{y + HEIGHT / 2 + 10:g}" '
+            f'font-size="10" fill="{QUIET}">{port}</text>'
+        )
+    return framed(
+        width,
+        height,
+        scores,
+        [*_layers(at, scores, width), *lines, *boxes, *_legend(drawn, largest, height)],
+    )
 
 
 def _laid_out(
@@ -170,14 +179,16 @@ def _path(start: tuple[float, float], end: tuple[float, float], port: str = "") 
     if abs(x0 - x1) < WIDTH / 2 and y0 - y1 > ROW:
         swing = min(0.18 * (y0 - y1) + 34, 0.9 * WIDTH) * (1 if int(x0 + y0) % 2 else -1)
     bend = max(rise, 14)
-    return (f"M{x0:g},{y0:g} C{x0 + swing:g},{y0 - bend:g} {x1 + swing:g},{y1 + bend:g} "
-            f"{x1:g},{y1:g}")  # fmt: skip
+    return (
+        f"M{x0:g},{y0:g} C{x0 + swing:g},{y0 - bend:g} {x1 + swing:g},{y1 + bend:g} {x1:g},{y1:g}"
+    )
 
 
 def _box(node: str, x: float, y: float) -> str:
     kind = node.partition(" ")[0]
     fill = {"head": "#eaf0f9", "kv": "#f3edf8", "group": "#f3edf8", "mlp": "#eef5f0"}.get(
-        kind, "#f4f6f9")  # fmt: skip
+        kind, "#f4f6f9"
+    )
     return (
         f'<g><rect x="{x - NODE / 2:g}" y="{y - HEIGHT / 2:g}" width="{NODE}" height="{HEIGHT}" '
         f'rx="{3 if kind == "mlp" else HEIGHT / 2:g}" fill="{fill}" stroke="{INK}" '

@@ -37,23 +37,43 @@ def figure(scores: "Scores") -> Any:
     plot.add_heatmap(
         z=[[None if math.isnan(v) else v for v in row] for row in z_YX.tolist()],
         customdata=[[f"{escape(a)}, {escape(b)}" for b in across.told] for a in up.told],
-        zmin=-size, zmax=size, colorscale=[[0, MINUS], [0.5, ZERO], [1, PLUS]],
-        xgap=0.5, ygap=0.5, hovertemplate="%{customdata}: %{z:.4~g}<extra></extra>",
+        zmin=-size,
+        zmax=size,
+        colorscale=[[0, MINUS], [0.5, ZERO], [1, PLUS]],
+        xgap=0.5,
+        ygap=0.5,
+        hovertemplate="%{customdata}: %{z:.4~g}<extra></extra>",
         colorbar={"thickness": 12, "outlinewidth": 0, "tickformat": ".3~g"},
-    )  # fmt: skip
+    )
     rows, columns = z_YX.shape
     plot.update_layout(
-        template="plotly_white", plot_bgcolor=NONE, font={"family": FONT, "color": INK, "size": 13},
-        title={"text": f"<b>{escape(title(scores))}</b><br><sub>{escape(subtitle(scores))}</sub>",
-               "x": 0, "xref": "paper", "font": {"size": 17}},
-        height=max(260, 170 + 15 * min(rows, 60)), margin={"l": 64, "r": 16, "t": 76, "b": 56},
+        template="plotly_white",
+        plot_bgcolor=NONE,
+        font={"family": FONT, "color": INK, "size": 13},
+        title={
+            "text": f"<b>{escape(title(scores))}</b><br><sub>{escape(subtitle(scores))}</sub>",
+            "x": 0,
+            "xref": "paper",
+            "font": {"size": 17},
+        },
+        height=max(260, 170 + 15 * min(rows, 60)),
+        margin={"l": 64, "r": 16, "t": 76, "b": 56},
         width=None if columns > 1 else 320,
-    )  # fmt: skip
+    )
     for axis, shown in ((plot.update_xaxes, across), (plot.update_yaxes, up)):
         ticks = shown.ticks()
-        axis(title=shown.title, tickvals=ticks, ticktext=[escape(shown.labels[i]) for i in ticks],
-             showgrid=False, zeroline=False, automargin=True, ticks="", showline=True,
-             mirror=True, linecolor=LINE)  # fmt: skip
+        axis(
+            title=shown.title,
+            tickvals=ticks,
+            ticktext=[escape(shown.labels[i]) for i in ticks],
+            showgrid=False,
+            zeroline=False,
+            automargin=True,
+            ticks="",
+            showline=True,
+            mirror=True,
+            linecolor=LINE,
+        )
     plot.update_xaxes(tickangle=-45 if across.wordy else 0)
     return plot
 

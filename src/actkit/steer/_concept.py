@@ -128,8 +128,10 @@ def telling_words(
     Raises:
         InputError: No word is in more texts of one side than of the other.
     """
-    sides = [Counter(w for text in texts for w in set(WORD.findall(text.lower())))
-             for texts in (positive, negative)]  # fmt: skip
+    sides = [
+        Counter(w for text in texts for w in set(WORD.findall(text.lower())))
+        for texts in (positive, negative)
+    ]
     plus, minus = ((n, len(texts)) for n, texts in zip(sides, (positive, negative), strict=True))
 
     def odds(word: str) -> float:

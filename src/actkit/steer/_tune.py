@@ -141,14 +141,20 @@ class Tuning:
             own = [p for p in self.points if p.layer == layer]
             colour = sample_colorscale("Viridis", i / max(len(layers) - 1, 1))[0]
             figure.add_scatter(
-                x=[p.kl for p in own], y=[p.concept for p in own], mode="lines+markers",
-                name="" if layer is None else f"layer {layer}", line={"color": colour},
+                x=[p.kl for p in own],
+                y=[p.concept for p in own],
+                mode="lines+markers",
+                name="" if layer is None else f"layer {layer}",
+                line={"color": colour},
                 text=[f"strength {p.strength:g}" for p in own],
-            )  # fmt: skip
+            )
         figure.add_scatter(
-            x=[self.chosen.kl], y=[self.chosen.concept], mode="markers", name="chosen",
+            x=[self.chosen.kl],
+            y=[self.chosen.concept],
+            mode="markers",
+            name="chosen",
             marker={"symbol": "star", "size": 16, "color": "#d62728"},
-        )  # fmt: skip
+        )
         figure.update_layout(
             template="plotly_white", title=f"{self.about['settings']['task']}: layers, strengths"
         )

@@ -93,8 +93,12 @@ class Written:
     @property
     def stream(self) -> Tensor:
         """Return the sum of all."""
-        return self.embed_BD + self.heads_BLHD.sum((1, 2)) + self.biases_LD.sum(0) + (
-            self.mlps_BLD.sum(1))  # fmt: skip
+        return (
+            self.embed_BD
+            + self.heads_BLHD.sum((1, 2))
+            + self.biases_LD.sum(0)
+            + (self.mlps_BLD.sum(1))
+        )
 
 
 RECORDED = ("resid_pre.0", "z.*", "attn_out.*", "mlp_out.*")
@@ -165,8 +169,12 @@ class Attribution:
     @property
     def total(self) -> Tensor:
         """Return the sum of all, (B,), which is the network's own number."""
-        return self.embed_B + self.heads_BLH.sum((1, 2)) + self.biases_BL.sum(1) + (
-            self.mlps_BL.sum(1) + self.constant_B)  # fmt: skip
+        return (
+            self.embed_B
+            + self.heads_BLH.sum((1, 2))
+            + self.biases_BL.sum(1)
+            + (self.mlps_BL.sum(1) + self.constant_B)
+        )
 
 
 @dataclass(frozen=True, eq=False)

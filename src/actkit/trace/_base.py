@@ -55,9 +55,13 @@ class Localizer(ABC):
         found = self._score(trial, parts)
         shape = parts.shape(model, trial.length if "position" in parts.axes else 0)
         return Scores(
-            filled(found, shape), part_names(trial, parts), ("layer", *parts.axes), str(parts),
-            **self._told(trial), seconds=time.perf_counter() - started,
-        )  # fmt: skip
+            filled(found, shape),
+            part_names(trial, parts),
+            ("layer", *parts.axes),
+            str(parts),
+            **self._told(trial),
+            seconds=time.perf_counter() - started,
+        )
 
     @abstractmethod
     def _score(self, trial: Trial, parts: Parts) -> Tensor | list[Tensor]:

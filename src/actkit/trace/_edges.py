@@ -60,9 +60,14 @@ class EdgeLocalizer(Localizer):
         values_RS, facts = self._weighed(trial, graph)
         values_RS = values_RS.float().cpu().masked_fill(~graph.exists_RS, torch.nan)
         return Scores(
-            values_RS, [graph.receivers, graph.senders], ("receiver", "sender"), "edges",
-            **self._told(trial), seconds=time.perf_counter() - started, facts=facts,
-        )  # fmt: skip
+            values_RS,
+            [graph.receivers, graph.senders],
+            ("receiver", "sender"),
+            "edges",
+            **self._told(trial),
+            seconds=time.perf_counter() - started,
+            facts=facts,
+        )
 
     @abstractmethod
     def _weighed(self, trial: Trial, graph: Graph) -> tuple[Tensor, dict[str, Any]]:

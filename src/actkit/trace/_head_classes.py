@@ -128,5 +128,10 @@ def _positions(trial: Trial) -> dict[str, Tensor]:
     first = subject.long().argmax(-1)
     again = tokens.shape[1] - 1 - subject.long().flip(-1).argmax(-1)
     end = torch.full_like(first, tokens.shape[1] - 1)
-    return {"subject": first, "subject again": again, NEXT: first + 1, END: end,
-            "indirect object": named.long().argmax(-1)}  # fmt: skip
+    return {
+        "subject": first,
+        "subject again": again,
+        NEXT: first + 1,
+        END: end,
+        "indirect object": named.long().argmax(-1),
+    }

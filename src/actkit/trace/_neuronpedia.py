@@ -48,9 +48,13 @@ def graph_json(scores: "Scores", trial: "Trial | None", top: int, slug: str) -> 
         "prompt": scores.task if trial is None else trial.prompt(0),
         "node_threshold": None,
         "schema_version": 1,
-        "info": {"method": scores.method, "task": scores.task, "unit": scores.unit,
-                 **stamp(None if trial is None else trial.model)},
-    }  # fmt: skip
+        "info": {
+            "method": scores.method,
+            "task": scores.task,
+            "unit": scores.unit,
+            **stamp(None if trial is None else trial.model),
+        },
+    }
     asked = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
     found = [
         {"source": nodes[a]["node_id"], "target": nodes[b]["node_id"], "weight": weight}
@@ -70,8 +74,14 @@ def _node(name: str, at: tuple[int, int, int], last: int, trial: "Trial | None")
         key = f"E_{token}_0"
     elif layer > last:
         token, chance = _target(trial)
-        facts = {"layer": str(last + 2), "feature": token, "ctx_idx": end, "feature_type": "logit",
-                 "is_target_logit": True, "token_prob": chance}  # fmt: skip
+        facts = {
+            "layer": str(last + 2),
+            "feature": token,
+            "ctx_idx": end,
+            "feature_type": "logit",
+            "is_target_logit": True,
+            "token_prob": chance,
+        }
         key, name = f"{last + 2}_{token}_{end}", _spoken(trial, token, chance)
     else:
         feature = index if rank == HEAD else MLP

@@ -77,8 +77,9 @@ class Robustness:
         width = max(len(str(c)) for c in self.choices) + 4
         head = " " * width + "".join(f"{i:6}" for i in range(len(self.choices)))
         rows = enumerate(zip(self.choices, self.correlations.tolist(), strict=True))
-        lines = [f"{i:2}  {c!s:{width - 4}}" + "".join(f"{r:6.2f}" for r in row)
-                 for i, (c, row) in rows]  # fmt: skip
+        lines = [
+            f"{i:2}  {c!s:{width - 4}}" + "".join(f"{r:6.2f}" for r in row) for i, (c, row) in rows
+        ]
         return "\n".join([head, *lines])
 
 
@@ -157,8 +158,7 @@ def _scores(trial: Trial, parts: Parts, choice: Choice, noise: list[Edit]) -> Te
     run = {"clean": "clean", "corrupt": "corrupt" if replaces else "clean"}
     side, onto = sides(choice.direction)
     names = [site.name for site in parts.sites(trial.model)]
-    source = (trial.source(side, names) if replaces
-              else trial.record(run[side], names, edits[side]))  # fmt: skip
+    source = trial.source(side, names) if replaces else trial.record(run[side], names, edits[side])
     other, own = (trial.sweep([edits[s]], run[s])[0].mean() for s in (side, onto))
     variants = [
         [*edits[onto], *(swap(p.site, source, p.where) for p in beside(part, names, choice.window))]

@@ -49,8 +49,9 @@ td.bar div {{ height: 10px; border-radius: 2px; }} #about td {{ overflow-wrap: a
 def page(scores: "Scores", top: int) -> str:
     """Return the page: a circuit for edges, a map for all else."""
     edges = scores.axes == EDGES
-    script, drawn = ("", f'<div class="wide">{circuit_svg(scores, 2 * top)}</div>') if edges else (
-        _map(scores))  # fmt: skip
+    script, drawn = (
+        ("", f'<div class="wide">{circuit_svg(scores, 2 * top)}</div>') if edges else (_map(scores))
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -101,10 +102,14 @@ def _facts(scores: "Scores") -> str:
     known = int(scores.values.isfinite().sum())
     sizes = (f"{len(n)} {a}s" for a, n in zip(scores.axes, scores.names, strict=True))
     facts: Mapping[str, Any] = {
-        "method": scores.method, "task": scores.task, "parts": scores.parts, "unit": scores.unit,
+        "method": scores.method,
+        "task": scores.task,
+        "parts": scores.parts,
+        "unit": scores.unit,
         "axes": " x ".join(sizes),
         "entries": f"{known} of {scores.values.numel()} have a score",
-        "seconds": f"{scores.seconds:.1f}", **scores.facts,
-    }  # fmt: skip
+        "seconds": f"{scores.seconds:.1f}",
+        **scores.facts,
+    }
     rows = (f"<tr><td>{escape(k)}</td><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
     return f"<table>{''.join(rows)}</table>"

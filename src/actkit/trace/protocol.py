@@ -148,8 +148,10 @@ class _Round:
         }
         agreement = {
             f"agreement, {kind}": correlation(found[kind], exact[kind])
-            if kind in found and kind in exact else math.nan for kind in KINDS
-        }  # fmt: skip
+            if kind in found and kind in exact
+            else math.nan
+            for kind in KINDS
+        }
         return {
             **agreement,
             "time": seconds,
@@ -193,10 +195,13 @@ def faithfulness(trial: Trial, scores_LH: Tensor) -> list[float]:
         out = torch.ones(scores_LH.numel(), dtype=torch.bool)
         out[order[: max(1, round(share * len(out)))]] = False
         out_LH = out.view(scores_LH.shape)
-        variants.append([
-            swap(name, other, Where(heads=own.nonzero()[:, 0].tolist()))
-            for name, own in zip(names, out_LH, strict=True) if own.any()
-        ])  # fmt: skip
+        variants.append(
+            [
+                swap(name, other, Where(heads=own.nonzero()[:, 0].tolist()))
+                for name, own in zip(names, out_LH, strict=True)
+                if own.any()
+            ]
+        )
     mean_V = trial.sweep(variants, onto="clean").mean(-1)
     return [float(m - trial.corrupt_values.mean()) / trial.gap for m in mean_V]
 

@@ -44,11 +44,22 @@ def toy(  # noqa: PLR0913 - the sizes of a network
     if width % heads:
         raise InputError(f"the width must be a multiple of {heads} heads, got {width}")
     config = GPT2Config(
-        vocab_size=vocabulary, n_embd=width, n_layer=layers, n_head=heads, n_positions=positions,
-        n_inner=mlp or 1, initializer_range=0.1, tie_word_embeddings=False,
-        scale_attn_weights=scale, bos_token_id=None, eos_token_id=None, pad_token_id=None,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        n_positions=positions,
+        n_inner=mlp or 1,
+        initializer_range=0.1,
+        tie_word_embeddings=False,
+        scale_attn_weights=scale,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net: Any = GPT2LMHeadModel(config)

@@ -25,9 +25,16 @@ NOISE, MOST = 4, 40
 """How much more than a row without padding, in the same batch, a padded one may differ; and than
 rounding on its own, since what differs by more (networks that draw numbers) proves nothing."""
 REFUSALS = (
-    ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, NotImplementedError,
-    RuntimeError, TypeError, ValueError,
-)  # fmt: skip
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 """What networks raise on inputs that they do not take."""
 LONGEST_PIECE = 256
 """Tokens of the longest piece that a proof fills."""

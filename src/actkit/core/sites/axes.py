@@ -32,11 +32,25 @@ PLACES, UNITS = "TZYX", "CDHK"
 
 _RECURRENT = (nn.RNNBase,)
 _SEQUENCE = (
-    nn.RNNBase, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
-    nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
-)  # fmt: skip
-_LAST = ("Linear", "Bilinear", "Embedding", "EmbeddingBag", "LayerNorm", "RMSNorm", "LSTMCell",
-         "GRUCell", "RNNCell")  # fmt: skip
+    nn.RNNBase,
+    nn.MultiheadAttention,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
+_LAST = (
+    "Linear",
+    "Bilinear",
+    "Embedding",
+    "EmbeddingBag",
+    "LayerNorm",
+    "RMSNorm",
+    "LSTMCell",
+    "GRUCell",
+    "RNNCell",
+)
 _FIRST = ("GroupNorm", "LocalResponseNorm", "CrossMapLRN2d", "Upsample", "FeatureAlphaDropout")
 
 
@@ -284,8 +298,18 @@ def _evidence(module: nn.Module) -> tuple[frozenset[tuple[str, int]], frozenset[
 
 
 def _widths(module: nn.Module) -> set[int]:
-    names = ("in_channels", "out_channels", "num_features", "num_channels", "in_features",
-             "out_features", "embedding_dim", "input_size", "hidden_size", "embed_dim")  # fmt: skip
+    names = (
+        "in_channels",
+        "out_channels",
+        "num_features",
+        "num_channels",
+        "in_features",
+        "out_features",
+        "embedding_dim",
+        "input_size",
+        "hidden_size",
+        "embed_dim",
+    )
     found = {n for name in names if isinstance(n := getattr(module, name, None), int)}
     return found | {*(getattr(module, "normalized_shape", None) or ())}
 

@@ -38,10 +38,29 @@ from actkit.core.sites.axes import Axes
 from actkit.core.sites.layout import PLAIN, Layout
 
 POINTS = (
-    "embeddings", "resid_pre", "attn_in", "q", "k", "v", "attn_scores", "attn_probs", "z",
-    "attn_out", "resid_mid", "mlp_in", "mlp_pre", "mlp_gate", "mlp_hidden", "router_logits",
-    "router_weights", "expert_hidden", "mlp_out", "resid_post", "final_norm", "logits",
-)  # fmt: skip
+    "embeddings",
+    "resid_pre",
+    "attn_in",
+    "q",
+    "k",
+    "v",
+    "attn_scores",
+    "attn_probs",
+    "z",
+    "attn_out",
+    "resid_mid",
+    "mlp_in",
+    "mlp_pre",
+    "mlp_gate",
+    "mlp_hidden",
+    "router_logits",
+    "router_weights",
+    "expert_hidden",
+    "mlp_out",
+    "resid_post",
+    "final_norm",
+    "logits",
+)
 """The vocabulary, in the order in which a forward pass meets it."""
 
 WHOLE = ("embeddings", "final_norm", "logits")

@@ -73,9 +73,14 @@ def sweep(
 
 
 def _from_the_middle(
-    model: "Runner", base: Batch, variants: Sequence[Sequence[Edit]], metric: Metric, at: Any,
-    most: int, grad: bool,
-) -> Tensor | None:  # fmt: skip
+    model: "Runner",
+    base: Batch,
+    variants: Sequence[Sequence[Edit]],
+    metric: Metric,
+    at: Any,
+    most: int,
+    grad: bool,
+) -> Tensor | None:
     """Run versions that share one run; None if they cannot.
 
     They can if its cache holds every token, and if it was seen that sharing changes no number.
@@ -151,9 +156,14 @@ def _worth_recording(base: Batch, variants: Sequence[Sited]) -> list[Site]:
 
 
 def _plain(
-    model: "Runner", base: Batch, variants: Sequence[Sequence[Edit]], metric: Metric, at: Any,
-    most: int, grad: bool,
-) -> Tensor:  # fmt: skip
+    model: "Runner",
+    base: Batch,
+    variants: Sequence[Sequence[Edit]],
+    metric: Metric,
+    at: Any,
+    most: int,
+    grad: bool,
+) -> Tensor:
     """Run every version whole."""
     rows = base.num_samples
     at_once = max(1, most // rows)

@@ -59,8 +59,9 @@ class CircuitModulate(ContrastSteerer):
         for site, size in _sizes(model, chosen).items():
             if bad := [i for i in chosen[site] if not 0 <= i < size]:
                 raise InputError(f"{site} has components 0..{size - 1}, got {bad}")
-        plus, minus = (states(model, side, [*chosen])
-                       for side in (examples.positive, examples.negative))  # fmt: skip
+        plus, minus = (
+            states(model, side, [*chosen]) for side in (examples.positive, examples.negative)
+        )
         self.differences_ = {}
         for site, index in chosen.items():
             mean = (plus[site] - minus[site]).mean(0)

@@ -90,7 +90,8 @@ def _linear(module: nn.Module, site: Site) -> tuple[Tensor, Tensor | None]:
     weight = owner.weight.detach()
     bias = getattr(owner, "bias", None)
     return weight.mT if isinstance(owner, nn.Linear) else weight, (
-        None if bias is None else bias.detach())  # fmt: skip
+        None if bias is None else bias.detach()
+    )
 
 
 def _check(made: Tensor, seen: Tensor, reason: str) -> None:

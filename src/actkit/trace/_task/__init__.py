@@ -63,8 +63,9 @@ class Task:
     def __post_init__(self) -> None:
         """Refuse sides of different lengths and metrics without what they need."""
         numbers = {"clean": len(self.clean), "corrupt": len(self.corrupt)}
-        numbers |= {k: len(v) for k in ("answers", "wrong", "align")
-                    if (v := getattr(self, k)) is not None}  # fmt: skip
+        numbers |= {
+            k: len(v) for k in ("answers", "wrong", "align") if (v := getattr(self, k)) is not None
+        }
         if len(set(numbers.values())) > 1 or not len(self.clean):
             raise InputError(f"a task needs as many of each and at least one, got {numbers}")
         if callable(self.metric):
@@ -92,8 +93,11 @@ class Task:
         chosen = range(len(self))[index] if isinstance(index, slice) else list(index)
 
         def pick(values: Any) -> Any:
-            return values[torch.as_tensor(list(chosen))] if isinstance(values, Tensor) else (
-                None if values is None else [values[i] for i in chosen])  # fmt: skip
+            return (
+                values[torch.as_tensor(list(chosen))]
+                if isinstance(values, Tensor)
+                else (None if values is None else [values[i] for i in chosen])
+            )
 
         names = ("clean", "corrupt", "answers", "wrong", "align")
         return replace(self, **{n: pick(getattr(self, n)) for n in names})

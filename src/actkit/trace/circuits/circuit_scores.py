@@ -110,10 +110,14 @@ def circuit_scores(
     gaps_R = (resampled_means(full, seed=seed) - resampled_means(alone, seed=seed)).abs()
     low, high = interval(gaps_R)
     return CircuitScores(
-        full, alone, float((full.mean() - alone.mean()).abs()), (float(low), float(high)),
+        full,
+        alone,
+        float((full.mean() - alone.mean()).abs()),
+        (float(low), float(high)),
         (full.mean() - torch.stack(drawn).mean(-1)).abs(),
-        _completeness(score, every, classes, num_draws, rng), _minimality(score, every, classes),
-    )  # fmt: skip
+        _completeness(score, every, classes, num_draws, rng),
+        _minimality(score, every, classes),
+    )
 
 
 def _completeness(

@@ -49,8 +49,11 @@ class Contributions:
         Layers whose sublayer hinders get none.
         """
         scores_LN = _named(self, kind)
-        parts = shared_out(self.sublayers[:, KINDS.index("attn" if kind == "heads" else "mlp")],
-                           num, scores_LN.shape[1])  # fmt: skip
+        parts = shared_out(
+            self.sublayers[:, KINDS.index("attn" if kind == "heads" else "mlp")],
+            num,
+            scores_LN.shape[1],
+        )
         return [(n, i) for n, part in enumerate(parts) for i in _largest(scores_LN[n], part)]
 
 
@@ -156,8 +159,12 @@ def _carried(
         x_ND = last_tokens(stream[site].float(), stream.rows_of(site))
         sigma_N = x_ND.square().mean(-1).sqrt()
         for alpha in alphas:
-            edit = add(f"{KINDS[part]}_out.{layer}", v_L2D[layer, part], alpha * sigma_N,
-                       Where(tokens="last"))  # fmt: skip
+            edit = add(
+                f"{KINDS[part]}_out.{layer}",
+                v_L2D[layer, part],
+                alpha * sigma_N,
+                Where(tokens="last"),
+            )
             share_N = (final([edit]) - bare_N) / (alpha * sigma_N.cpu())
             carried[layer, part] += share_N.mean() / len(alphas)
     return carried

@@ -158,8 +158,10 @@ def _check_readout(trial: Trial) -> None:
     last = trial.model.sites("resid_post.*")[-1].name
     read_BV = _logits(trial.model, trial.record("clean", last)[last][:, -1])
     if not torch.allclose(read_BV, trial.clean_logits[:, -1], rtol=1e-3, atol=1e-3):
-        raise InputError("importance is read by the final norm and the output head, and this "
-                         "network's logits are not what they return")  # fmt: skip
+        raise InputError(
+            "importance is read by the final norm and the output head, and this "
+            "network's logits are not what they return"
+        )
 
 
 def _measured(trial: Trial, x_nD: Tensor) -> Tensor:

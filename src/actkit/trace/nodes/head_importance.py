@@ -48,10 +48,12 @@ class HeadImportance(Localizer):
     def _score(self, trial: Trial, parts: Parts) -> Tensor:
         names = [site.name for site in parts.sites(trial.model)]
         layers = first_order(trial, "noise", names)
-        sizes = torch.stack([
-            torch.stack([parts.summed(pair[None]).abs() for pair in layer]).mean(0)
-            for layer in layers
-        ])  # fmt: skip
+        sizes = torch.stack(
+            [
+                torch.stack([parts.summed(pair[None]).abs() for pair in layer]).mean(0)
+                for layer in layers
+            ]
+        )
         if not self.by_layer:
             return sizes
         by_layer = sizes.reshape(len(sizes), -1)

@@ -49,6 +49,10 @@ def checked(num: int) -> int:
 def of_rows(rows: Sequence[Cloze], name: str, metric: str) -> Task:
     """Return the task of some rows of prompts with a blank."""
     return Task(
-        [r.clean for r in rows], [r.corrupt for r in rows], [r.answer for r in rows],
-        [r.wrong for r in rows], metric, name=name,
-    )  # fmt: skip
+        [r.clean for r in rows],
+        [r.corrupt for r in rows],
+        [r.answer for r in rows],
+        [r.wrong for r in rows],
+        metric,
+        name=name,
+    )

@@ -35,8 +35,14 @@ def ioi(
         return task
     if corrupt != "swap":
         raise InputError(f"corrupt must be 'abc' or 'swap', got {corrupt!r}")
-    return Task(task.clean, [_swapped(r) for r in rows], task.answers, task.wrong, metric,
-                name="indirect objects, swapped")  # fmt: skip
+    return Task(
+        task.clean,
+        [_swapped(r) for r in rows],
+        task.answers,
+        task.wrong,
+        metric,
+        name="indirect objects, swapped",
+    )
 
 
 def _swapped(row: Cloze) -> str:

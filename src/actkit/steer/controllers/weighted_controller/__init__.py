@@ -150,8 +150,9 @@ class WeightedController(ContrastSteerer):
                 f"of {len(known)} layers"
             )
         needed = [f"resid_post.{n}" for n in sorted({source, *self.reads_})]
-        yes, no = (by_layer(states(model, side, needed))
-                   for side in (examples.positive, examples.negative))  # fmt: skip
+        yes, no = (
+            by_layer(states(model, side, needed)) for side in (examples.positive, examples.negative)
+        )
         r_D = yes[source].mean(0) - no[source].mean(0)
         if not (length := r_D.norm()) > 0:
             raise InputError(f"the sides must differ in their mean at layer {source}, got {length}")

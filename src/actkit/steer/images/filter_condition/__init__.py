@@ -22,9 +22,15 @@ from actkit.steer.images.filter_condition._image_filters import (
 )
 
 __all__ = [
-    "Filter", "FilterEffect", "band", "edges", "filter_condition", "filter_effect",
-    "filter_estimate", "greyscale",
-]  # fmt: skip
+    "Filter",
+    "FilterEffect",
+    "band",
+    "edges",
+    "filter_condition",
+    "filter_effect",
+    "filter_estimate",
+    "greyscale",
+]
 R = TypeVar("R")
 
 

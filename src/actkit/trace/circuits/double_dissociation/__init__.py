@@ -59,9 +59,14 @@ class Dissociation:
 
 @method(source="Fartale et al. 2025, arXiv:2510.03366", interface=Analysis)
 def double_dissociation(
-    model: Model, first: Task | Trial, second: Task | Trial, num_heads: int = 3,
-    num_random: int = 200, seed: int = 0, batch: int | str = "auto",
-) -> Dissociation:  # fmt: skip
+    model: Model,
+    first: Task | Trial,
+    second: Task | Trial,
+    num_heads: int = 3,
+    num_random: int = 200,
+    seed: int = 0,
+    batch: int | str = "auto",
+) -> Dissociation:
     """Choose the heads of two tasks, remove each set, and measure both tasks.
 
     A head's score is the mean of two shares of the gap: what comes back when its clean

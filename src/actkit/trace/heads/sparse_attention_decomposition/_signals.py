@@ -72,8 +72,9 @@ def decompose(
     order_K = terms_K.argsort(descending=True)
     reached = terms_K[order_K].cumsum(0) >= score * min(share, 1 - ROUNDING)
     own = order_K[: int(reached.nonzero()[0]) + 1]
-    return Signal(layer, head, query, key, score, terms_K[order_K], u_EK[:, own], s_K[own],
-                  v_EK[:, own])  # fmt: skip
+    return Signal(
+        layer, head, query, key, score, terms_K[order_K], u_EK[:, own], s_K[own], v_EK[:, own]
+    )
 
 
 def contributions(signal: Signal, writes_CE: Tensor, x_E: Tensor, side: str = "q") -> Tensor:

@@ -25,9 +25,14 @@ from actkit.trace.interventions.subspace_patch._illusion import (
 )
 
 __all__ = [
-    "Illusion", "SubspaceEffect", "das", "illusion_test", "rank_one_edit", "subspace_edits",
+    "Illusion",
+    "SubspaceEffect",
+    "das",
+    "illusion_test",
+    "rank_one_edit",
+    "subspace_edits",
     "subspace_patch",
-]  # fmt: skip
+]
 
 
 @method(source="Makelov et al. 2024, arXiv:2311.17030, sections 3 and 4", interface=Analysis)

@@ -50,8 +50,12 @@ class Illusion:
 
     def table(self) -> str:
         """Return effect and interchange accuracy of each patch, one a line."""
-        told = (("direction", self.direction), ("row space", self.row),
-                ("null space", self.null), ("everything", self.full))  # fmt: skip
+        told = (
+            ("direction", self.direction),
+            ("row space", self.row),
+            ("null space", self.null),
+            ("everything", self.full),
+        )
         lines = [f"{n:12} {e.effect:+8.3f} {e.accuracy:9.2f}" for n, e in told if e is not None]
         return "\n".join([f"{'patched':12} {'effect':>8} {'accuracy':>9}", *lines])
 
@@ -91,8 +95,10 @@ def illusion_test(
     v_JD = orthonormal(direction)
     source, base = trial.source("clean", [site]), trial.record("corrupt", [site])
     if direction.shape != source[site].shape[-1:]:
-        raise InputError(f"a direction must be one of width {source[site].shape[-1]} at {site}, "
-                         f"got shape {tuple(direction.shape)}")  # fmt: skip
+        raise InputError(
+            f"a direction must be one of width {source[site].shape[-1]} at {site}, "
+            f"got shape {tuple(direction.shape)}"
+        )
     weight_OD = _readout(model, site) if readout is None else readout.detach()
     if weight_OD.dim() != 2 or weight_OD.shape[1] != v_JD.shape[1]:
         raise InputError(f"a readout must be (O, {v_JD.shape[1]}), got {tuple(weight_OD.shape)}")

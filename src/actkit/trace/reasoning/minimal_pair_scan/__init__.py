@@ -95,8 +95,12 @@ def minimal_pair_scan(
     at = _positions(trial, connective)
     better = trial.clean_values > trial.corrupt_values
     if not better.float().mean() > 0.5:
-        warnings.warn(f"the valid sentence is preferred in {int(better.sum())} of {len(trial)} "
-                      "pairs only, maps of it mean little", TaskWarning, stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"the valid sentence is preferred in {int(better.sum())} of {len(trial)} "
+            "pairs only, maps of it mean little",
+            TaskWarning,
+            stacklevel=2,
+        )
     clean, corrupt = trial.record("clean", names), trial.record("corrupt", names)
     z = trial.source("clean", [site.name for site in heads.sites(model)])
     patched_VB = trial.sweep([[swap(p.site, z, p.where)] for p in heads.each(model, 0)])
@@ -112,12 +116,23 @@ def minimal_pair_scan(
     ]
     low, high = interval(recovery(*draws))
     labels = [[str(i) for i in range(n)] for n in shape]
-    scores = Scores(recovery(*means).float().cpu(), labels, ("layer", "head"), "heads",
-                    "minimal_pair_scan", trial.task.name, "share of the gap")  # fmt: skip
+    scores = Scores(
+        recovery(*means).float().cpu(),
+        labels,
+        ("layer", "head"),
+        "heads",
+        "minimal_pair_scan",
+        trial.task.name,
+        "share of the gap",
+    )
     return MinimalPairScan(
-        torch.stack([_to_connective(clean[n], trial, at) for n in names]), scores, low, high,
-        torch.stack([_distance(clean[n], corrupt[n], trial) for n in names]), patched_VB,
-    )  # fmt: skip
+        torch.stack([_to_connective(clean[n], trial, at) for n in names]),
+        scores,
+        low,
+        high,
+        torch.stack([_distance(clean[n], corrupt[n], trial) for n in names]),
+        patched_VB,
+    )
 
 
 def _positions(trial: Trial, connective: str | int | None) -> Tensor:

@@ -37,5 +37,6 @@ def causal_pairs(template: Literal["because", "so"] = "because") -> Task:
         [text.rpartition(" ")[0] for text in valid],
         [text.rpartition(" ")[0] for text in twins],
         [" " + text.rpartition(" ")[2] for text in valid],
-        metric="log probability", name=f"causes with {template}",
-    )  # fmt: skip
+        metric="log probability",
+        name=f"causes with {template}",
+    )

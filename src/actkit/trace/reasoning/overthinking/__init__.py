@@ -23,9 +23,14 @@ from actkit.trace.reasoning.overthinking._demonstrations import (
 )
 
 __all__ = [
-    "Ablated", "Demonstrations", "Overthinking", "ablated", "critical_layer", "layer_logits",
+    "Ablated",
+    "Demonstrations",
+    "Overthinking",
+    "ablated",
+    "critical_layer",
+    "layer_logits",
     "overthinking",
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,9 +163,13 @@ def overthinking(model: Model, demos: Demonstrations, calibrate: bool = True) ->
 
 
 def ablated(
-    model: Model, demos: Demonstrations, seen: Overthinking, heads: Sequence[tuple[int, int]],
-    mean: bool = False, calibrate: bool = True,
-) -> Ablated:  # fmt: skip
+    model: Model,
+    demos: Demonstrations,
+    seen: Overthinking,
+    heads: Sequence[tuple[int, int]],
+    mean: bool = False,
+    calibrate: bool = True,
+) -> Ablated:
     """Measure the last layer without some heads.
 
     Args:

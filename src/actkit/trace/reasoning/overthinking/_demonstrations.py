@@ -37,8 +37,10 @@ class Demonstrations:
         """Refuse sides of different lengths and answers that are no labels."""
         sizes = len(self.true), len(self.false), len(self.answers)
         if len(set(sizes)) > 1 or not sizes[0] or len(self.labels) < 2:
-            raise InputError(f"need as many true and false prompts and answers, got {sizes}, "
-                             f"and two labels, got {len(self.labels)}")  # fmt: skip
+            raise InputError(
+                f"need as many true and false prompts and answers, got {sizes}, "
+                f"and two labels, got {len(self.labels)}"
+            )
         if self.answers.is_floating_point() or not (
             0 <= int(self.answers.min()) <= int(self.answers.max()) < len(self.labels)
         ):

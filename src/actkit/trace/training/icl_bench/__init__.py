@@ -49,9 +49,13 @@ class IclProgress:
 
 @method(source="Reddy 2023, arXiv:2312.03002, sections 2 and 3", interface=TrainingExperiment)
 def icl_bench(
-    data: IclData, num_steps: int = 500, batch: int = 128, rate: float = 3e-3, every: int = 50,
+    data: IclData,
+    num_steps: int = 500,
+    batch: int = 128,
+    rate: float = 3e-3,
+    every: int = 50,
     seed: int = 0,
-) -> IclProgress:  # fmt: skip
+) -> IclProgress:
     """Train a small network on the data and measure in-context and in-weights learning.
 
     Differs from the paper: Adam for plain gradient descent, positions that are not shifted at

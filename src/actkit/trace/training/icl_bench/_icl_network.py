@@ -41,9 +41,12 @@ class IclNetwork(nn.Module):
             torch.manual_seed(seed)
             self.layers = nn.Sequential(AttentionLayer(width), AttentionLayer(width))
             self.head = nn.Sequential(
-                nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
+                nn.Linear(width, hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, hidden),
+                nn.ReLU(),
                 nn.Linear(hidden, data.num_labels),
-            )  # fmt: skip
+            )
         self.register_buffer("positions_TT", torch.eye(length))
 
     def forward(self, input_BTD: Tensor) -> Tensor:

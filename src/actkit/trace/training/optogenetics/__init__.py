@@ -28,9 +28,16 @@ from actkit.trace.training.optogenetics._heads_alone import (
 from actkit.worlds.two_pairs import Episodes, TwoPairs
 
 __all__ = [
-    "Episodes", "HeadsAlone", "Optogenetics", "TwoPairs", "grafted", "heads_alone",
-    "induction_strength", "match_pattern", "previous_pattern",
-]  # fmt: skip
+    "Episodes",
+    "HeadsAlone",
+    "Optogenetics",
+    "TwoPairs",
+    "grafted",
+    "heads_alone",
+    "induction_strength",
+    "match_pattern",
+    "previous_pattern",
+]
 
 
 @method(source="Singh et al. 2024, arXiv:2404.07129")
@@ -88,9 +95,7 @@ class Optogenetics(Intervention):
         self, layer: int, head: int, strength: float = 1.0, tokens: Any = "all"
     ) -> Edit:
         """Make a head a previous-token head; at some tokens only, for example the labels."""
-        return self.attend(
-            layer, head, previous_pattern(self.token_BT.shape[1], strength), tokens
-        )  # fmt: skip
+        return self.attend(layer, head, previous_pattern(self.token_BT.shape[1], strength), tokens)
 
     def match(self, layer: int, head: int, strength: float = 1.0, tokens: Any = "all") -> Edit:
         """Make a head attend to what followed the same token before."""

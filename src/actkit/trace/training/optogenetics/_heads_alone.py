@@ -106,9 +106,13 @@ def heads_alone(
     shares = model.sweep(inputs, variants, right).mean(1)
     without, only = slice(2, 2 + num), slice(2 + num, None)
     return HeadsAlone(
-        float(shares[0]), shares[without], shares[only],
-        float(margins[0]), margins[only], float(margins[1]),
-    )  # fmt: skip
+        float(shares[0]),
+        shares[without],
+        shares[only],
+        float(margins[0]),
+        margins[only],
+        float(margins[1]),
+    )
 
 
 def _margins(logits_nV: Tensor, answer_B: Tensor, choice_C: Tensor) -> tuple[Tensor, Tensor]:
