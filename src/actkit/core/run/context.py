@@ -88,18 +88,12 @@ class ForwardContext:
         values = [*args, *kwargs.values()]
         self._measure(given, args, values)
         caches = caches_among(values)
-        fed = self._by_cache.find(values)
-        carried, first = fed is not None, told is not self._heard
-        virtual = self._virtual if self._tokens is None else 0
-        self._fed = fed or Fed(seen=0 if all(map(is_empty, caches)) else None, virtual=virtual)
+        carried, first = self._find_fed(values, caches), told is not self._heard
         self._rows, self._heard, self._calls = {}, told, self._calls + 1
         self.each = self._rows_for_each(told)
         spoken = not rows_only and self._is_spoken_of(told, carried and not first)
         self._told = told if spoken else None
-        self._reason = "" if told is None else told.reason
-        if told is not None and told.width and not (spoken or rows_only or told.turns):
-            reads_tokens = self._length > 0 and not self._is_sampling
-            self._reason = self._reason or "it feeds other tokens than the prompt's" * reads_tokens
+        self._reason = self._reason_told(told, is_of_this_stack=spoken or rows_only)
         self._place(given, carried, first)
         self._validate(given)
         self._begins_BP = self._documents(given)
@@ -121,25 +115,51 @@ class ForwardContext:
         own._by_cache = self._by_cache.again()
         return own
 
+    def _find_fed(self, values: Iterable[Any], caches: Iterable[Any]) -> bool:
+        """Find what was fed on the cache among the arguments; say whether actkit saw it."""
+        fed = self._by_cache.find(values)
+        if fed is not None:
+            self._fed = fed
+            return True
+        virtual = self._virtual if self._tokens is None else 0
+        # what others fed on a cache was not counted
+        seen = 0 if all(map(is_empty, caches)) else None
+        self._fed = Fed(seen=seen, virtual=virtual)
+        return False
+
+    def _reason_told(self, told: Told | None, is_of_this_stack: bool) -> str:
+        """Return why phases cannot be known, as far as what was told says; "" if they can."""
+        if told is None:
+            return ""
+        if told.reason or is_of_this_stack or told.turns or not told.width:
+            return told.reason
+        # a stack that reads no tokens, of an image say, is not taken for one that reads others
+        reads_tokens = self._length > 0 and not self._is_sampling
+        return "it feeds other tokens than the prompt's" if reads_tokens else ""
+
     def _measure(
         self, given: Mapping[str, Any], args: tuple[Any, ...], values: Iterable[Any]
     ) -> None:
         """Find rows, tokens and device among the arguments."""
-        first = next((v for v in values if isinstance(v, Tensor)), None)
         embeds = given.get("inputs_embeds")
-        named = (given.get(name) for name in ("input_ids", "decoder_input_ids"))
-        ids = next((v for v in (*named, *args[:1]) if v is not None), None)
-        is_ids = isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point()
-        self._tokens = ids if is_ids else None
+        self._tokens = _ids_among(given, args)
         self._embeds = embeds if isinstance(embeds, Tensor) else None
-        sequence = next((s for s in (self._tokens, self._embeds, first) if s is not None), None)
-        self.batch, has_tokens = 0, False
+        self._is_sampling = self._tokens is None and self._embeds is None
+        first = next((v for v in values if isinstance(v, Tensor)), None)
+        known = (self._tokens, self._embeds, first)
+        sequence = next((s for s in known if s is not None), None)
+        self.batch, self._length = 0, 0
         if sequence is not None:
             self.batch = len(sequence) if sequence.dim() else 1
             self.device = sequence.device
-            has_tokens = sequence.dim() == 2 + sequence.is_floating_point() and not self.frames
-        self._length = sequence.shape[1] if has_tokens and sequence is not None else 0
-        self._is_sampling = self._tokens is None and self._embeds is None
+            self._length = self._num_columns(sequence)
+
+    def _num_columns(self, sequence: Tensor) -> int:
+        """Return the tokens of (B, T) ids or (B, T, D) embeddings; 0 of what has no tokens."""
+        if self.frames:  # what is counted are samples of sound
+            return 0
+        num_axes = 3 if sequence.is_floating_point() else 2
+        return sequence.shape[1] if sequence.dim() == num_axes else 0
 
     def _rows_for_each(self, told: Told | None) -> int:
         """Return how many rows run for each row of the prompt."""
@@ -154,43 +174,75 @@ class ForwardContext:
         if goes_on:
             return True
         prompt = told.tokens if told.embeds is None else told.embeds
-        if prompt is None:  # of sound, say; what is told of samples is not of frames
-            counted = told.valid is None or told.valid.shape[1] == self._length
-            return told.width is None and (counted or self.frames is not None)
-        width = prompt.shape[1]
+        if prompt is None:
+            return told.width is None and self._is_counted_alike(told)
         fed = self._tokens if told.embeds is None else self._embeds
         if fed is None:
-            return self._length > 0 and (
-                told.pieces or self._length in (width, width + self._fed.virtual)
-            )
+            return self._has_length_of(told, prompt.shape[1])
         own = prompt.to(self.device).repeat_interleave(self.each, 0)
+        return self._is_part(fed, own, told.pieces)
+
+    def _is_counted_alike(self, told: Told) -> bool:
+        """Say whether what was told of a prompt without tokens counts what this stack counts."""
+        if told.valid is None or self.frames is not None:
+            return True
+        # what is told of samples of sound is not of a stack's frames
+        return told.valid.shape[1] == self._length
+
+    def _has_length_of(self, told: Told, width: int) -> bool:
+        """Say whether as many columns came as the prompt has; a piece may have any number."""
+        if self._length == 0:
+            return False
+        return told.pieces or self._length in (width, width + self._fed.virtual)
+
+    def _is_part(self, fed: Tensor, prompt: Tensor, pieces: bool) -> bool:
+        """Say whether what is fed is the prompt, or that part of it that is due."""
+        width = prompt.shape[1]
         if self._length >= width:
-            return torch.equal(fed[:, :width], own)
+            return torch.equal(fed[:, :width], prompt)
         # the prompt comes in pieces, or a cache holds its first columns already
-        part = own[:, : self._length] if told.pieces else own[:, width - self._length :]
+        part = prompt[:, : self._length] if pieces else prompt[:, width - self._length :]
         return torch.equal(fed, part)
 
     # ---- phase ------------------------------------------------------------------------------
 
     def _place(self, given: Mapping[str, Any], carried: bool, first: bool) -> None:
         """Find the columns of this pass, and how many of them are the prompt's."""
-        told, fed, length = self._told, self._fed, self._length
-        offset = fed.seen if fed.seen is not None else self._offset_given(given, first)
+        seen = self._fed.seen
+        offset = seen if seen is not None else self._offset_given(given, first)
         self._known, self._offset = offset is not None, offset or 0
         width = self._prompt_width_told()
         self.again = width is not None and not first and not carried
         if width is None:
-            if told is not None or not carried or length != 1:
-                fed.prompt = self._offset + length
-            if told is None:
-                self._reason = self._reason or self._doubt(carried, offset is not None)
-        elif told is not None and told.turns and carried and self._offset >= width and length > 1:
-            fed.prompt = self._offset + length
+            self._place_by_passes(carried)
+        elif self._is_further_turn(width, carried):
+            self._fed.prompt = self._offset + self._length
         else:
-            fed.prompt = max(width, fed.prompt) if told is not None and told.turns else width
-            self._reason = self._reason or self._contradiction(width, first)
-            self._known = self._known and not self._reason
-        self._ahead = fed.prompt - self._offset
+            self._place_by_width(width, first)
+        self._ahead = self._fed.prompt - self._offset
+
+    def _place_by_passes(self, carried: bool) -> None:
+        """Find where the prompt ends if nobody told its width: what came at once is of it."""
+        is_written = self._told is None and carried and self._length == 1
+        if not is_written:
+            self._fed.prompt = self._offset + self._length
+        if self._told is None:
+            self._reason = self._reason or self._doubt(carried)
+
+    def _place_by_width(self, width: int, first: bool) -> None:
+        """Take the end of the prompt as it was told, and refuse what contradicts it."""
+        takes_turns = self._told is not None and self._told.turns
+        # a later turn moved the end on, and what was told is the first turn's
+        self._fed.prompt = max(width, self._fed.prompt) if takes_turns else width
+        self._reason = self._reason or self._contradiction(width, first)
+        self._known = self._known and not self._reason
+
+    def _is_further_turn(self, width: int, carried: bool) -> bool:
+        """Say whether a user feeds another prompt on the cache, behind the one that was told."""
+        if self._told is None or not self._told.turns:
+            return False
+        # one token is what the network wrote
+        return carried and self._offset >= width and self._length > 1
 
     def _prompt_width_told(self) -> int | None:
         """Return the columns of the prompt with those that the network puts in front of it."""
@@ -220,19 +272,23 @@ class ForwardContext:
             return f"{self._length} tokens came at once after the prompt"
         return ""
 
-    def _doubt(self, carried: bool, known: bool) -> str:
+    def _doubt(self, carried: bool) -> str:
         """Return why the phase of a pass cannot be known of which nothing was told, or ""."""
-        if carried and not known:
-            return "a cache was changed between two passes"
-        if not carried and self._fed.seen is None and self._length == 1:
+        if carried:
+            return "" if self._known else "a cache was changed between two passes"
+        if self._fed.seen is None and self._length == 1:
             return "one token came on a cache that was filled elsewhere"
-        before, ids = self._previous, self._tokens
-        if carried or before is None or ids is None or len(before) != len(ids):
-            return ""
-        longer = ids.shape[1] > before.shape[1]
-        if longer and torch.equal(ids[:, : before.shape[1]], before):
+        if self._adds_to_pass_before():
             return "a pass without a cache repeats the tokens of the pass before and adds to them"
         return ""
+
+    def _adds_to_pass_before(self) -> bool:
+        """Say whether this pass's ids begin with all of those of the pass before."""
+        before, ids = self._previous, self._tokens
+        if before is None or ids is None or len(before) != len(ids):
+            return False
+        width = before.shape[1]
+        return ids.shape[1] > width and torch.equal(ids[:, :width], before)
 
     def _settle(self, caches: Iterable[Any], fresh: bool) -> None:
         """Keep what the next pass on the same cache needs to know."""
@@ -305,35 +361,59 @@ class ForwardContext:
 
     def _validate(self, given: Mapping[str, Any]) -> None:
         """Find which of the (B, P) tokens are no padding."""
-        told, before, mask = self._told, self._fed.valid, given.get("attention_mask")
+        mask = given.get("attention_mask")
         flat = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        if self.frames is not None:
-            own = None if self._heard is None else self._heard.valid
-            self._valid = own if flat is None else flat
-            return
-        if told is None and flat is None and self._answers_what_was_told():
-            self._valid = None if self._heard is None else self._heard.valid
-            return
-        width = self._prompt_width_told()
-        of_prompt = width is None or self._offset < width
-        if told is not None and told.valid is not None and (of_prompt or not told.turns):
-            self._valid = self._told_validity(told.valid, told.past)
-            return
-        found = valid_columns(mask, self._offset + self._length)
-        if found is not None and len(found) == self.batch:
-            order = torch.arange(found.shape[1], device=found.device)
-            self._valid = found & (order >= self._fed.virtual) if self._fed.virtual else found
-            return
-        now = torch.ones(self.batch, self._length, dtype=torch.bool, device=self.device)
-        fits = flat is not None and flat.shape == now.shape
-        if flat is not None and fits:
-            now = flat.bool()
-        if before is None and self._offset and fits:
-            before = now.new_ones(self.batch, self._offset)
-        if before is None:
-            self._valid = now if fits else None
+        if self.frames is not None:  # counted in samples; `frames` makes rows of them
+            self._valid = self._validity_heard() if flat is None else flat
+        elif self._told is None and flat is None and self._answers_what_was_told():
+            self._valid = self._validity_heard()
         else:
-            self._valid = torch.cat([before.to(self.device), now], 1)
+            told = self._validity_told()
+            self._valid = self._validity_by_mask(mask, flat) if told is None else told
+
+    def _validity_heard(self) -> Tensor | None:
+        """Return what was told of validity, be it of this stack or of another."""
+        return None if self._heard is None else self._heard.valid
+
+    def _validity_told(self) -> Tensor | None:
+        """Return the (B, P) validity that was told; None if it is not of this pass's tokens."""
+        told, width = self._told, self._prompt_width_told()
+        if told is None or told.valid is None:
+            return None
+        is_behind = width is not None and self._offset >= width
+        if told.turns and is_behind:  # only the first turn was told
+            return None
+        return self._told_validity(told.valid, told.past)
+
+    def _validity_by_mask(self, mask: Any, flat: Tensor | None) -> Tensor | None:
+        """Return the (B, P) validity that a mask tells; None if nothing is padding.
+
+        Args:
+            mask: As the stack takes it.
+            flat: The same if it is (B, P).
+        """
+        found = valid_columns(mask, self._offset + self._length)
+        if found is None or len(found) != self.batch:
+            return self._validity_carried_on(flat)
+        if not self._fed.virtual:
+            return found
+        order = torch.arange(found.shape[1], device=found.device)
+        return found & (order >= self._fed.virtual)
+
+    def _validity_carried_on(self, flat: Tensor | None) -> Tensor | None:
+        """Return the (B, P) validity of earlier passes with this one's; None if nobody tells."""
+        before = self._fed.valid
+        now = torch.ones(self.batch, self._length, dtype=torch.bool, device=self.device)
+        is_of_pass = flat is not None and flat.shape == now.shape
+        if flat is not None and is_of_pass:
+            now = flat.bool()
+        if before is None and not is_of_pass:
+            return None
+        if before is None and not self._offset:
+            return now
+        if before is None:  # nothing was padding so far
+            before = now.new_ones(self.batch, self._offset)
+        return torch.cat([before.to(self.device), now], 1)
 
     def _answers_what_was_told(self) -> bool:
         """Say whether a decoder was made to read the prompt, one column to the right, as BART's."""
@@ -515,3 +595,11 @@ class ForwardContext:
         own._valid = own._begins_BP = own._tokens = own._told = None
         own._rows, own._known, own.frames = {}, True, None
         return own
+
+
+def _ids_among(given: Mapping[str, Any], args: tuple[Any, ...]) -> Tensor | None:
+    """Return the (B, T) token ids among a stack's arguments, None if there are none."""
+    named = (given.get(name) for name in ("input_ids", "decoder_input_ids"))
+    ids = next((v for v in (*named, *args[:1]) if v is not None), None)
+    is_ids = isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point()
+    return ids if is_ids else None
