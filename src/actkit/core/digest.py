@@ -33,10 +33,8 @@ def _frame(value: Any) -> bytes:
 def _content(value: Any) -> tuple[str, bytes]:
     if isinstance(value, str):
         return "text", value.encode("utf-8", "surrogatepass")
-    if isinstance(value, Tensor):
-        return _array(value.detach().cpu().contiguous())
-    if isinstance(value, np.ndarray):
-        return f"array {value.dtype} {value.shape}", np.ascontiguousarray(value).tobytes()
+    if isinstance(value, Tensor | np.ndarray):
+        return _array(value)
     if isinstance(value, Mapping):
         return "mapping", b"".join(_frame(k) + _frame(v) for k, v in value.items())
     if isinstance(value, Sequence) and not isinstance(value, bytes):
@@ -51,6 +49,12 @@ def _content(value: Any) -> tuple[str, bytes]:
     return "object", pickle.dumps(value, protocol=4)
 
 
-def _array(x: Tensor) -> tuple[str, bytes]:
+def _array(x: Tensor | np.ndarray) -> tuple[str, bytes]:
+    if isinstance(x, np.ndarray):
+        return f"array {x.dtype} {x.shape}", np.ascontiguousarray(x).tobytes()
+    return _tensor(x.detach().cpu().contiguous())
+
+
+def _tensor(x: Tensor) -> tuple[str, bytes]:
     flat = x.reshape(-1).view(torch.uint8) if x.numel() else x.new_empty(0, dtype=torch.uint8)
     return f"array {x.dtype} {tuple(x.shape)}", flat.numpy().tobytes()

@@ -68,14 +68,7 @@ def load(
         >>> list(samples), len(samples)
         (['Good morning.'], 1)
     """
-    if limit is not None and limit < 1:
-        raise DataError(f"limit must be at least 1 sample or None, got {limit}")
-    if unit not in UNITS:
-        raise DataError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}")
-    if size is not None and size < 1:
-        raise DataError(f"size must be at least 1 pixel or None, got {size}")
-    if on_bad not in ("raise", "skip"):
-        raise DataError(f"on_bad must be one of raise, skip; got {on_bad!r}")
+    _check_options(limit, unit, size, on_bad)
     how = How(field, unit, size, skip=on_bad == "skip")
     if isinstance(source, str) and source.startswith(HUB):
         return _from_rows(_hub(source.removeprefix(HUB)), how, limit, source)
@@ -86,6 +79,17 @@ def load(
         return _from_files(listed, how, limit, f"{len(listed)} files from {listed[0]}")
     kind = type(source)
     return _from_rows(source, how, limit, f"{kind.__module__}.{kind.__qualname__}")
+
+
+def _check_options(limit: int | None, unit: str, size: int | None, on_bad: str) -> None:
+    if limit is not None and limit < 1:
+        raise DataError(f"limit must be at least 1 sample or None, got {limit}")
+    if unit not in UNITS:
+        raise DataError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}")
+    if size is not None and size < 1:
+        raise DataError(f"size must be at least 1 pixel or None, got {size}")
+    if on_bad not in ("raise", "skip"):
+        raise DataError(f"on_bad must be one of raise, skip; got {on_bad!r}")
 
 
 def _from_files(paths: list[Path], how: How, limit: int | None, name: str) -> Samples:

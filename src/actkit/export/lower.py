@@ -176,6 +176,10 @@ class _Changes:
             self._put(edit, site, [t for t in targets if t.side == "out"])
         for edit, site, targets in reversed(plan):  # what is read first stands nearest to W
             self._put(edit, site, [t for t in targets if t.side == "in"])
+        self._need_biases()
+
+    def _need_biases(self) -> None:
+        """Ask for the biases of maps that have none and got one."""
         for path, weights in self.weights.items():
             if weights.changed[1] and getattr(weights.module, "bias", None) is None:
                 self._need(f"{path}.bias")

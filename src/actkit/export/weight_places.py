@@ -152,17 +152,27 @@ class Places:
         """Yield sets of modules that an edit of a site may go into, likelier ones first."""
         if site.place.side not in ("in", "out"):
             return
-        stream = site.point in STREAM
-        if site.place.side == "out" or stream:
-            yield from ([t] for t in self._writers(site))
+        if site.point in STREAM:
+            yield from self._options_of_stream(site, edit)
+        else:
+            yield from self._options_of_part(site)
+
+    def _options_of_stream(self, site: Site, edit: Edit) -> Iterator[list[Target]]:
+        """Yield what writes the stream at a point: all at once, or each of what is added last."""
+        yield from ([t] for t in self._writers(site))
         if site.point == "resid_pre" and site.layer == 0 and not form_of(edit).constant:
             yield from self._summands(site)
-        if stream and form_of(edit).linear == "identity":
+        if form_of(edit).linear == "identity":
             for before in self.before(site):
                 yield from self.options(before, edit)
-        if not stream and (readers := self._readers(site)):
+
+    def _options_of_part(self, site: Site) -> Iterator[list[Target]]:
+        """Yield what writes and what reads a point inside a block, its own side first."""
+        if site.place.side == "out":
+            yield from ([t] for t in self._writers(site))
+        if readers := self._readers(site):
             yield readers
-        if site.place.side == "in" and not stream:
+        if site.place.side == "in":
             yield from ([t] for t in self._writers(site))
 
     def before(self, site: Site) -> list[Site]:
@@ -229,9 +239,7 @@ class Places:
         if site.place.side == "out":
             inside = [p for p in self.modules if is_map(self.modules[p])]
         elif path in self.modules:
-            index = _index(site, self._width(path, "in"))
-            fits = index is not None and is_map(self.modules[path])
-            return [Target(path, "in", index)] if fits and index is not None else []
+            return self._own_reader(site, path)
         else:
             inside = [p for p in self.modules if p.startswith(f"{path}." if path else "")]
         return [
@@ -239,6 +247,13 @@ class Places:
             for p in inside
             if is_map(self.modules[p]) and self._same(site, f"{p}:in")
         ]
+
+    def _own_reader(self, site: Site, path: str) -> list[Target]:
+        """Return a map whose own input is the site; none if the site is no part of its inputs."""
+        index = _index(site, self._width(path, "in"))
+        if index is None or not is_map(self.modules[path]):
+            return []
+        return [Target(path, "in", index)]
 
     def _same(self, site: Site, name: str) -> bool:
         """Say whether a module's tensor is the site's, bit by bit."""

@@ -91,22 +91,28 @@ def _load(source: str | PathLike[str], options: Options) -> Loaded:
         return load_bundled(source, options)
     path = Path(text).expanduser()
     if text and os.path.isdir(path):
-        inner = path / options.kwargs.get("subfolder", "")
-        if is_adapter(inner):
-            return load_adapter(inner, path.resolve().name, options, _load)
-        return load_folder(path, path.resolve().name, options)
+        return _load_folder(path, options)
     if os.path.isfile(path):
-        if path.suffix.lower() != ".gguf":
-            raise ModelError(
-                f"a file must be a .gguf, got {path}; for a checkpoint give its folder"
-            )
-        return load_gguf(path, options)
+        return _load_file(path, options)
     if path.suffix.lower() == ".gguf" or not (isinstance(source, str) and HUB_ID.fullmatch(text)):
         raise ModelError(f"no such folder or file, nor a Hub id or a bundled name: {text!r}")
     require("transformers")
     if (folder := hub_adapter(text, options)) is not None:
         return load_adapter(folder, text, options, _load)
     return load_hub(text, options, _hint(text))
+
+
+def _load_folder(path: Path, options: Options) -> Loaded:
+    inner = path / options.kwargs.get("subfolder", "")
+    if is_adapter(inner):
+        return load_adapter(inner, path.resolve().name, options, _load)
+    return load_folder(path, path.resolve().name, options)
+
+
+def _load_file(path: Path, options: Options) -> Loaded:
+    if path.suffix.lower() != ".gguf":
+        raise ModelError(f"a file must be a .gguf, got {path}; for a checkpoint give its folder")
+    return load_gguf(path, options)
 
 
 def _anywhere(source: str | PathLike[str]) -> str | PathLike[str]:

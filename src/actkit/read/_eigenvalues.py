@@ -44,16 +44,7 @@ def eigenvalues(given: Tensor, num_rows: int | None, centre: bool = True) -> Eig
         InputError: The shape does not fit, `num_rows` is missing or too much, a value is not
             finite, an eigenvalue is negative, or nothing varies.
     """
-    if not given.is_floating_point() or given.dim() not in (1, 2) or not given.numel():
-        raise InputError(
-            "need (N, D) activations or (D,) eigenvalues in floating point, got "
-            f"{given.dtype} of shape {tuple(given.shape)}"
-        )
-    if (num_rows is None) != (given.dim() == 2) or (num_rows is not None and num_rows < 1):
-        raise InputError(
-            "num_rows (at least 1) goes with eigenvalues and with them alone, got "
-            f"{num_rows} and shape {tuple(given.shape)}"
-        )
+    _check_form(given, num_rows)
     given = given.detach().cpu()
     if num_bad := int((~given.isfinite()).sum()):
         raise InputError(f"need finite values, got {num_bad} that are not of {given.numel()}")
@@ -65,6 +56,20 @@ def eigenvalues(given: Tensor, num_rows: int | None, centre: bool = True) -> Eig
             f"{float(values_D[0]):.3g} from shape {tuple(given.shape)}"
         )
     return Eigen(values_D, num_rows or len(given))
+
+
+def _check_form(given: Tensor, num_rows: int | None) -> None:
+    """Refuse what is neither rows nor eigenvalues with their number of rows."""
+    if not given.is_floating_point() or given.dim() not in (1, 2) or not given.numel():
+        raise InputError(
+            "need (N, D) activations or (D,) eigenvalues in floating point, got "
+            f"{given.dtype} of shape {tuple(given.shape)}"
+        )
+    if (num_rows is None) != (given.dim() == 2) or (num_rows is not None and num_rows < 1):
+        raise InputError(
+            "num_rows (at least 1) goes with eigenvalues and with them alone, got "
+            f"{num_rows} and shape {tuple(given.shape)}"
+        )
 
 
 def _of_rows(acts_ND: Tensor, centre: bool) -> Tensor:

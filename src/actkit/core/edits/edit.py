@@ -73,15 +73,7 @@ class Edit:
         into x, since many of them would copy all rows again and again.
         """
         if self.batch_rows is not None:
-            part = x[self.batch_rows]
-            new = replace(self, batch_rows=None).write(part, context.part(self.batch_rows))
-            start, stop = self.batch_rows.start, self.batch_rows.stop
-            if new is part:
-                return x
-            if torch.is_grad_enabled():
-                return x.slice_scatter(new, 0, start, stop)
-            x[self.batch_rows] = new
-            return x.view_as(x)
+            return self._write_part(x, context, self.batch_rows)
         if context.each > 1 and self._is_by_rows(x):
             return self._write_each(x, context)
         run = self.operation.acting(context)
@@ -97,6 +89,18 @@ class Edit:
         if mask_BT is not None and not mask_BT[rows].any():
             return x
         return self._on_axes(run, x, chosen, mask_BT)
+
+    def _write_part(self, x: Tensor, context: ForwardContext, rows: slice) -> Tensor:
+        """Write to some rows of the batch only."""
+        part = x[rows]
+        new = replace(self, batch_rows=None).write(part, context.part(rows))
+        if new is part:
+            return x
+        if torch.is_grad_enabled():
+            return x.slice_scatter(new, 0, rows.start, rows.stop)
+        x[rows] = new
+        # another object than x says that something was written
+        return x.view_as(x)
 
     def _is_by_rows(self, x: Tensor) -> bool:
         """Say whether it matters which row is which: some are chosen, or each has its own."""

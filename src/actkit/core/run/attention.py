@@ -14,7 +14,7 @@ Shapes: B batch, H heads, G key-value heads, T queries, S keys, K head width.
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import RLock
 from typing import Any
@@ -146,8 +146,7 @@ def _attend(
     sockets = [s for s in tuple(switch.sockets) if s.is_here]
     if not sockets:
         return kernel(module, query, key, value, attention_mask, **settings)
-    unread = [k for k in ("softcap", "position_bias") if not kernel_reads(kernel, k)]
-    read = {k: v for k, v in settings.items() if k not in unread}
+    read = _heeded(kernel, settings)
     sizes = (len(query), query.shape[2], key.shape[2])
     mask = _of_blocks(attention_mask, sizes, query.device)
     scores_BHTS = given = attention_scores(module, query, key, mask, read)
@@ -157,12 +156,10 @@ def _attend(
     returned = None if case in _PROVEN.get(module, ()) else call()
     if returned is not None:
         _prove(module, case, (probs_BHTS, value, returned[0]), mask, settings)
-    for socket in sockets:
-        scores_BHTS = socket.passed("scores", scores_BHTS)
+    scores_BHTS = _passed(sockets, "scores", scores_BHTS)
     if scores_BHTS is not given:
         probs_BHTS = attention_probs(scores_BHTS, settings.get("s_aux")).to(query.dtype)
-    for socket in sockets:
-        probs_BHTS = socket.passed("probs", probs_BHTS)
+    probs_BHTS = _passed(sockets, "probs", probs_BHTS)
     if probs_BHTS is not bare_BHTS and any(s.edits for s in sockets):
         return grouped(probs_BHTS, value).transpose(1, 2).contiguous(), probs_BHTS
     output, weights = call() if returned is None else returned
@@ -170,6 +167,19 @@ def _attend(
         explicit = grouped(probs_BHTS, value).transpose(1, 2)
         output = with_gradient_of(explicit, output)
     return output, weights
+
+
+def _heeded(kernel: Kernel, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings without those that a kernel takes and does not read."""
+    unread = [k for k in ("softcap", "position_bias") if not kernel_reads(kernel, k)]
+    return {k: v for k, v in settings.items() if k not in unread}
+
+
+def _passed(sockets: Sequence[AttentionSocket], point: str, x: Tensor) -> Tensor:
+    """Return scores or probabilities as the sockets, one after the other, pass them on."""
+    for socket in sockets:
+        x = socket.passed(point, x)
+    return x
 
 
 def _case(switch: _Switch, probs_BHTS: Tensor, mask: Any) -> tuple[Any, ...]:

@@ -63,8 +63,7 @@ def leading_ids(tokenizer: Any) -> list[int]:
     text = "a"
     plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     whole: list[int] = list(tokenizer(text)["input_ids"])
-    start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
-    return whole[:start]
+    return whole[: _start_of(plain, whole) or 0]
 
 
 def token_ids(tokenizer: Any, text: str, special: bool) -> list[int]:
@@ -76,29 +75,49 @@ def token_ids(tokenizer: Any, text: str, special: bool) -> list[int]:
         special: Add the special tokens that the tokenizer adds.
     """
     ids: list[int] = list(tokenizer(text, add_special_tokens=special)["input_ids"])
-    if not special or len(ids) < 2:
+    if not special:
         return ids
-    known = set(getattr(tokenizer, "all_special_ids", ()))
-    front = ids[0] == ids[1] and ids[0] in known
-    back = ids[-1] == ids[-2] and ids[-1] in known
+    front, back = _doubled_ends(tokenizer, ids)
     if not (front or back):
         return ids
     plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    start = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), None)
+    start = _start_of(plain, ids)
     if start is None:  # the text changes with what is added: it is left as the tokenizer has it
         return ids
     before, after = ids[:start], ids[start + len(plain) :]
     dropped = [before.pop()] if before and front else []
     dropped += [after.pop(0)] if after and back else []
     if dropped:
-        named = ", ".join(map(str, tokenizer.convert_ids_to_tokens(dropped)))
-        warnings.warn(
-            f"a text that has its special tokens gets them once: {named} was not added again; "
-            "give chats as messages, or leave the token out of the text",
-            InputWarning,
-            stacklevel=2,
-        )
+        _warn_of_dropped(tokenizer.convert_ids_to_tokens(dropped))
     return [*before, *plain, *after]
+
+
+def _doubled_ends(tokenizer: Any, ids: list[int]) -> tuple[bool, bool]:
+    """Say whether the same special token stands twice in front, and at the end."""
+    if len(ids) < 2:
+        return False, False
+    known = set(getattr(tokenizer, "all_special_ids", ()))
+    front = ids[0] == ids[1] and ids[0] in known
+    back = ids[-1] == ids[-2] and ids[-1] in known
+    return front, back
+
+
+def _start_of(part: list[int], whole: list[int]) -> int | None:
+    """Return where some ids first stand among others, None if they do not."""
+    for start in range(len(whole)):
+        if whole[start : start + len(part)] == part:
+            return start
+    return None
+
+
+def _warn_of_dropped(tokens: Sequence[str]) -> None:
+    named = ", ".join(map(str, tokens))
+    warnings.warn(
+        f"a text that has its special tokens gets them once: {named} was not added again; "
+        "give chats as messages, or leave the token out of the text",
+        InputWarning,
+        stacklevel=3,
+    )
 
 
 def _template_errors() -> tuple[type[Exception], ...]:

@@ -41,19 +41,35 @@ def as_list(inputs: Any) -> Sequence[Any] | None:
         return [inputs]
     if isinstance(inputs, bytes | bytearray | memoryview):  # they would pass for token ids
         raise InputError("a prompt must be text, got bytes: decode them first")
-    if hasattr(inputs, "iterrows") or hasattr(inputs, "iter_rows"):
+    if _is_frame(inputs):
         raise InputError(
             f"inputs must be one column of a data frame, got all of {list(inputs.columns)}: "
             "pass frame['text']"
         )
+    found = _listed(inputs)
+    return found if found is not None and len(found) else None
+
+
+def _is_frame(inputs: Any) -> bool:
+    """Say whether inputs are a data frame, of pandas or of polars."""
+    return hasattr(inputs, "iterrows") or hasattr(inputs, "iter_rows")
+
+
+def _listed(inputs: Any) -> Sequence[Any] | None:
+    """Return what holds several inputs as a list, None for all else."""
     if isinstance(inputs, np.ndarray):
-        return inputs.reshape(-1).tolist() or None if inputs.dtype.kind in "USTO" else None
+        holds_text = inputs.dtype.kind in "USTO"
+        return list(inputs.reshape(-1).tolist()) if holds_text else None
     if isinstance(inputs, tuple):
-        words = all(isinstance(i, str) or is_chat(i) for i in inputs)
-        return list(inputs) if inputs and (words or is_chat(inputs)) else None
+        return list(inputs) if _holds_words(inputs) else None
     if callable(to_list := getattr(inputs, "to_list", None)):  # pandas and polars
-        return list(to_list()) or None
-    return inputs if isinstance(inputs, Sequence) and len(inputs) else None
+        return list(to_list())
+    return inputs if isinstance(inputs, Sequence) else None
+
+
+def _holds_words(inputs: tuple[Any, ...]) -> bool:
+    """Say whether a tuple holds texts or chats, or is a chat; others are positional inputs."""
+    return is_chat(inputs) or all(isinstance(i, str) or is_chat(i) for i in inputs)
 
 
 def num_rows(values: Sequence[Any]) -> int:
@@ -120,15 +136,30 @@ def without_labels(module: nn.Module, values: tuple[Any, ...]) -> tuple[Any, ...
     most = max(1, required) if loaded else len(names)
     if len(values) <= most:
         return values
-    rest, rows = values[most:], num_rows(values)
-    fed = loaded and len(names) > most and not all(_labels(r, rows) for r in rest)
-    optional = loaded and len(names) > most and required > 0
-    if fed or optional or not all(num_rows([r]) == rows for r in rest):
+    if loaded and len(names) > most:
+        fits = _are_sure_labels(values, most, required)
+    else:
+        fits = _have_rows_of(values, values[most:])
+    if not fits:
         raise InputError(
             f"a tuple of inputs must fit forward({', '.join(names)}), got {len(values)} values: "
             "say what they are with a dict, or leave out the labels"
         )
     return values[:most]
+
+
+def _have_rows_of(values: Sequence[Any], rest: Sequence[Any]) -> bool:
+    """Say whether each of the rest has as many rows as the inputs."""
+    rows = num_rows(values)
+    return all(num_rows([r]) == rows for r in rest)
+
+
+def _are_sure_labels(values: Sequence[Any], most: int, required: int) -> bool:
+    """Say whether what a loader gave behind the inputs cannot be an optional argument."""
+    if required > 0:
+        return False
+    rows, rest = num_rows(values), values[most:]
+    return _have_rows_of(values, rest) and all(_labels(r, rows) for r in rest)
 
 
 def _positional(module: nn.Module) -> tuple[list[str] | None, int]:

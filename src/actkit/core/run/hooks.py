@@ -203,8 +203,7 @@ class Hooks(Guest):
         """Take note of a pass that begins, and let controllers look ahead."""
         self._check_gradients()
         before = {k: c.beside(args, kwargs) for k, c in self.contexts.items()} if looking else {}
-        for key in [k for k in self._calls if not self._inside or k[0].startswith(f"{path}.")]:
-            del self._calls[key]
+        self._forget_calls(path)
         self._latest = self._latest if self._inside else name
         self._inside.append(name)
         context = self.contexts[name]
@@ -213,11 +212,19 @@ class Hooks(Guest):
         if len(self._inside) == 1 and not self._aside:
             self._memory = context.memory
         context.memory = self._memory  # what controllers remember is of the whole pass
-        for controller in () if self._aside else looking:
-            memory = context.memory.setdefault(controller.key, {})
-            beside = SideRun(self._module, (args, kwargs), memory, partial(self._alone, before))
-            controller.before(beside, memory, context)
+        if not self._aside:
+            alone = partial(self._alone, before)
+            for controller in looking:
+                memory = context.memory.setdefault(controller.key, {})
+                beside = SideRun(self._module, (args, kwargs), memory, alone)
+                controller.before(beside, memory, context)
         return context
+
+    def _forget_calls(self, path: str) -> None:
+        """Count calls anew: of all modules if no pass is under way, else of those inside one."""
+        begun = [k for k in self._calls if not self._inside or k[0].startswith(f"{path}.")]
+        for key in begun:
+            del self._calls[key]
 
     def _check_gradients(self) -> None:
         """Refuse gradients where blocks run again, without hooks, during backward."""

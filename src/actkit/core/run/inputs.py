@@ -92,6 +92,7 @@ class Encoder:
             inputs: As in `Model.run`.
             template: Settings of the chat template for these conversations.
         """
+        template = template or {}
         if isinstance(inputs, Batch):
             return inputs
         if isinstance(inputs, Call):
@@ -102,13 +103,11 @@ class Encoder:
             return self._loaded(inputs)
         listed = as_list(inputs)
         if listed is not None:
-            return self._several(listed, template or {})
+            return self._several(listed, template)
         if isinstance(inputs, tuple):
             return self._given(without_labels(self._module, inputs), {})
         if isinstance(inputs, Mapping):
-            if is_chat(inputs.get("messages")):
-                return self._chats([inputs["messages"]], template or {})
-            return self._given((), dict(inputs))
+            return self._mapping(inputs, template)
         if isinstance(inputs, Tensor | np.ndarray):
             return self._array(torch.as_tensor(inputs))
         kind = type(inputs).__name__
@@ -178,25 +177,42 @@ class Encoder:
             return self._array(first) if len(taken) == 1 else self._given(taken, {})
         return self(first if not isinstance(first, str) else list(values))
 
+    def _mapping(self, inputs: Mapping[str, Any], template: Mapping[str, Any]) -> Batch:
+        if is_chat(inputs.get("messages")):
+            return self._chats([inputs["messages"]], template)
+        return self._given((), dict(inputs))
+
     def _several(self, inputs: Sequence[Any], template: Mapping[str, Any]) -> Batch:
         first = inputs[0]
         if any(isinstance(i, str) for i in inputs):
             return self.text(list(inputs))
-        if isinstance(first, Mapping) and is_chat(first.get("messages")):
-            return self._chats([i["messages"] for i in inputs], template)
         if isinstance(first, Mapping):
-            return self._chats([inputs], template)
+            is_wrapped = is_chat(first.get("messages"))
+            chats = [i["messages"] for i in inputs] if is_wrapped else [inputs]
+            return self._chats(chats, template)
         if isinstance(first, int):
             return self._tokens([list(inputs)])
-        if isinstance(first, list | tuple) and first and isinstance(first[0], Mapping):
-            return self._chats(inputs, template)
-        if isinstance(first, list | tuple) and all(isinstance(t, int) for i in inputs for t in i):
-            return self._tokens([list(i) for i in inputs])
+        if isinstance(first, list | tuple):
+            return self._nested(inputs, template)
         if isinstance(first, Tensor | np.ndarray) and np.ndim(first) == 1:
-            rows = [torch.as_tensor(i) for i in inputs]
-            if all(not r.is_floating_point() for r in rows):
-                return self._tokens([r.tolist() for r in rows])
+            return self._rows_of_arrays(inputs)
         return self._media(inputs)
+
+    def _nested(self, inputs: Sequence[Any], template: Mapping[str, Any]) -> Batch:
+        """Encode lists in a list: conversations, or rows of token ids."""
+        first = inputs[0]
+        if first and isinstance(first[0], Mapping):
+            return self._chats(inputs, template)
+        if all(isinstance(t, int) for i in inputs for t in i):
+            return self._tokens([list(i) for i in inputs])
+        return self._media(inputs)
+
+    def _rows_of_arrays(self, inputs: Sequence[Any]) -> Batch:
+        """Encode arrays of one axis: token ids if they are whole numbers, else sounds."""
+        rows = [torch.as_tensor(i) for i in inputs]
+        if any(r.is_floating_point() for r in rows):
+            return self._media(inputs)
+        return self._tokens([r.tolist() for r in rows])
 
     def _chats(self, chats: Sequence[Any], template: Mapping[str, Any]) -> Batch:
         for i, chat in enumerate(chats):
@@ -238,24 +254,30 @@ class Encoder:
         return {"return_attention_mask": True} if spectral else {}
 
     def _array(self, array: Tensor) -> Batch:
+        self._check_array(array)
         name = getattr(self._calls.inner, "main_input_name", None)
-        if not array.numel():
-            raise InputError(f"inputs must not be empty, got shape {tuple(array.shape)}")
-        if name == "input_ids" and not array.is_floating_point() and array.dim() in (1, 2):
+        is_whole = not array.is_floating_point()
+        if name == "input_ids" and is_whole and array.dim() in (1, 2):
             ids = torch.atleast_2d(array).long()  # type: ignore[no-untyped-call]
             return self._given((), {"input_ids": ids})
-        if array.is_floating_point() and self._calls.reads_ids:
+        if array.dtype == torch.uint8:
+            if array.dim() == 4 and self._processor is not None:
+                return self._media(list(array))
+            if name == "pixel_values":  # it would be cast, not scaled
+                raise unscaled(array)
+        if name is None or name == "input_ids":
+            return self._given((array,), {})
+        return self._given((), {name: array})
+
+    def _check_array(self, array: Tensor) -> None:
+        """Refuse an array that is empty, or real numbers where ids are read."""
+        if not array.numel():
+            raise InputError(f"inputs must not be empty, got shape {tuple(array.shape)}")
+        if self._calls.reads_ids and array.is_floating_point():
             raise InputError(
                 f"token ids must be whole numbers, got {array.dtype} of shape "
                 f"{tuple(array.shape)}: give embeddings as {{'inputs_embeds': ...}}"
             )
-        if array.dtype == torch.uint8 and array.dim() == 4 and self._processor is not None:
-            return self._media(list(array))
-        if array.dtype == torch.uint8 and name == "pixel_values":  # it would be cast, not scaled
-            raise unscaled(array)
-        if name is None or name == "input_ids":
-            return self._given((array,), {})
-        return self._given((), {name: array})
 
     def _tokens(self, rows: list[list[int]]) -> Batch:
         """Put rows of token ids into one batch, padded where they differ in length."""
@@ -280,25 +302,37 @@ class Encoder:
         ids = torch.as_tensor(ids) if isinstance(ids, np.ndarray) else ids
         known = ids if isinstance(ids, Tensor) and ids.dim() == 2 else None
         if known is not None:
-            if not known.numel():
-                raise InputError(f"a prompt must have a token, got shape {tuple(known.shape)}")
-            self._calls.check(known.shape[1], int(known.min()), int(known.max()))
+            self._check_ids(known)
         device = device_of(self._module)
         args = tuple(on_device(a, device) for a in args)
         kwargs = {k: on_device(v, device) for k, v in kwargs.items()}
         mask = kwargs.get("attention_mask")
         valid = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        tokens, past = None if known is None else kwargs["input_ids"], None
-        if tokens is not None:
-            if valid is not None and valid.shape[1] > tokens.shape[1]:
-                # a cache holds the first columns
-                past, valid = valid[:, : -tokens.shape[1]], valid[:, -tokens.shape[1] :]
-            valid = valid if valid is not None and valid.shape == tokens.shape else None
+        if known is None:
+            return Batch(args, kwargs, None, valid)
+        tokens = kwargs["input_ids"]
+        past, valid = _parted(valid, tokens)
         return Batch(args, kwargs, tokens, valid, past)
+
+    def _check_ids(self, ids: Tensor) -> None:
+        """Refuse (B, T) ids without a token, or that the network does not know."""
+        if not ids.numel():
+            raise InputError(f"a prompt must have a token, got shape {tuple(ids.shape)}")
+        self._calls.check(ids.shape[1], int(ids.min()), int(ids.max()))
 
     def context_length(self) -> int | None:
         """Return how many tokens fit; None where positions are relative or not used."""
         return self._calls.context_length()
+
+
+def _parted(valid: Tensor | None, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return the validity of what a cache holds and that of the tokens, None where unknown."""
+    if valid is None:
+        return None, None
+    past, num_tokens = None, tokens.shape[1]
+    if valid.shape[1] > num_tokens:  # a cache holds the first columns
+        past, valid = valid[:, :-num_tokens], valid[:, -num_tokens:]
+    return past, valid if valid.shape == tokens.shape else None
 
 
 def _loop_drops_mask(module: nn.Module, batch: Batch) -> bool:

@@ -107,23 +107,32 @@ class Proof:
                 alone = self._values(rows[1:], "right")
             except REFUSALS as error:
                 return self._neither(order[0], f"tokens alone are refused: {_line(error)}")
-            found, reasons = {}, []
-            for side in order:
-                try:
-                    values = self._values(rows, side)
-                except REFUSALS as error:
-                    reasons.append(f"padded on the {side}: {_line(error)}")
-                    continue
-                exact = self._exact(values, alone, side)
-                found[side] = exact = exact or self._within_noise(rows, values, alone, side)
-                decoder = not self.encoder_decoder and self._blind_to_later(values, alone)
-                if exact and not (decoder and side == "right" and order[0] == "right"):
-                    return Verdict(side=side, usual=side)
+            return self._by_trial(rows, alone, order)
+
+    def _by_trial(self, rows: list[list[int]], alone: Values, order: tuple[str, str]) -> Verdict:
+        """Pad on one side after the other, until one is exact."""
+        found, reasons = {}, []
+        for side in order:
+            try:
+                values = self._values(rows, side)
+            except REFUSALS as error:
+                reasons.append(f"padded on the {side}: {_line(error)}")
+                continue
+            exact = self._exact(values, alone, side)
+            found[side] = exact or self._within_noise(rows, values, alone, side)
+            if found[side] and not (side == order[0] and self._suits_left(side, values, alone)):
+                return Verdict(side=side, usual=side)
         usual = next((side for side in ("left", "right") if found.get(side)), "")
         if usual:
             return Verdict(side=usual, usual=usual)
         said = "; ".join(reasons) or "a short row differs on both sides from itself alone"
         return self._neither(order[0], said)
+
+    def _suits_left(self, side: str, values: Values, alone: Values) -> bool:
+        """Say whether a network padded on the right is a decoder, so that left is tried, too."""
+        if side == "left" or self.encoder_decoder:
+            return False
+        return self._blind_to_later(values, alone)
 
     def _neither(self, usual: str, reason: str) -> Verdict:
         return Verdict(side="alone", usual=usual, reason=reason)

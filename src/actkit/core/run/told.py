@@ -52,26 +52,19 @@ def told_by_generate(module: nn.Module, args: tuple[Any, ...], given: Mapping[st
         args: Positional arguments: the prompt, if any.
         given: Keyword arguments.
     """
-    names = ("inputs", "input_ids", "inputs_embeds")
-    prompts = [v for v in (*args[:1], *(given.get(n) for n in names)) if isinstance(v, Tensor)]
-    main = next(iter(prompts), None)
-    if main is None:
-        main = next((v for v in given.values() if isinstance(v, Tensor)), None)
+    main = _prompt_among(args, given)
     if main is None:
         return Told(reason="generate was called without a prompt")
+    embeds = given.get("inputs_embeds")
+    # beside images or sound the ids that the decoder begins with stand by their name
+    ids = next((x for x in (main, given.get("input_ids")) if _is_ids(x)), None)
+    width = next((x.shape[1] for x in (embeds, ids) if isinstance(x, Tensor)), None)
     sequences = (generation_setting(module, given, n) or 1 for n in _SEQUENCES)
     tried = [n for n in ASSISTED if generation_setting(module, given, n)]
-    is_ids = main.dim() == 2 and not main.is_floating_point()
-    ids = main if is_ids else None
-    ids = given["input_ids"] if ids is None and _is_ids(given.get("input_ids")) else ids
-    embeds = given.get("inputs_embeds")
-    width = next((x.shape[1] for x in (embeds, ids) if isinstance(x, Tensor)), None)
-    mask = given.get("attention_mask")
-    fits = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape == (len(main), width)
     return Told(
         tokens=ids if embeds is None else None,
         embeds=embeds,
-        valid=mask.bool() if fits and isinstance(mask, Tensor) else None,
+        valid=_fitting_mask(given.get("attention_mask"), len(main), width),
         width=width,
         rows=len(main),
         each=max(sequences),
@@ -79,6 +72,22 @@ def told_by_generate(module: nn.Module, args: tuple[Any, ...], given: Mapping[st
         writes=True,
         reason=f"with {tried[0]} several tokens are tried at once" if tried else "",
     )
+
+
+def _prompt_among(args: tuple[Any, ...], given: Mapping[str, Any]) -> Tensor | None:
+    """Return the tensor that a call of `generate` begins with: by its name, else the first."""
+    named = (given.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))
+    for value in (*args[:1], *named, *given.values()):
+        if isinstance(value, Tensor):
+            return value
+    return None
+
+
+def _fitting_mask(mask: Any, num_rows: int, width: int | None) -> Tensor | None:
+    """Return a mask as (B, T) bool; None if it does not count the prompt's columns."""
+    if not isinstance(mask, Tensor) or mask.shape != (num_rows, width):
+        return None
+    return mask.bool()
 
 
 _SEQUENCES = ("num_beams", "num_return_sequences")
@@ -110,16 +119,28 @@ def generation_settings(
     if config is None:
         settings.setdefault("do_sample", False)
     if asked("pad_token_id") is None and not _hands_on(module):
-        found = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
-        settings["pad_token_id"] = next((int(i) for i in found if i is not None), 0)
+        settings["pad_token_id"] = _padding_of(tokenizer)
     if generation_setting(module, settings, "stop_strings") is not None:
         settings.setdefault("tokenizer", tokenizer)
-    if config is not None:  # transformers takes a config or single settings, not both
-        own = {k: v for k, v in settings.items() if hasattr(config, k)}
-        settings = {k: v for k, v in settings.items() if k not in own}
-        settings["generation_config"] = copy.deepcopy(config)
-        settings["generation_config"].update(**own)
-    return settings
+    return settings if config is None else _within(config, settings)
+
+
+def _padding_of(tokenizer: Any) -> int:
+    """Return the token that pads; 0 where a tokenizer has none."""
+    found = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+    return next((int(i) for i in found if i is not None), 0)
+
+
+def _within(config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those of a config inside a copy of it.
+
+    transformers takes a config or single settings, not both.
+    """
+    own = {k: v for k, v in settings.items() if hasattr(config, k)}
+    others = {k: v for k, v in settings.items() if k not in own}
+    others["generation_config"] = copy.deepcopy(config)
+    others["generation_config"].update(**own)
+    return others
 
 
 def _hands_on(module: Any) -> bool:

@@ -87,25 +87,36 @@ class Axes:
             SiteError: They are not known, or it has others than were told.
         """
         if self.told:
-            if len(self.told) != x.dim():
-                raise SiteError(
-                    f"{self.name} was told to have the axes {self.told}, got shape {tuple(x.shape)}"
-                )
-            return self.told
-        if x.dim() < 2 or x.dim() > 6:
+            return self._as_told(x)
+        if not 2 <= x.dim() <= 6:
             raise self._unknown(x, "rows need an axis of samples and one of units")
         if x.dim() == 2:
             return "BD"
         if self.state:
             return "TBD" if x.dim() == 3 else _letters("last", x.dim())
-        side = self.fixed or self._by_width(x)
-        if self.fixed and self.places and x.dim() != self.places + 2:
-            raise self._unknown(x, f"with {self.places + 2} axes it would have samples")
+        side = self._side(x)
         if side == "first" or x.dim() > 3:
             return _letters(side, x.dim())
         if self.time_first is None:
             raise self._unknown(x, "a module beside it reads (token, sample, width)")
         return "TBD" if self.time_first else "BTD"
+
+    def _as_told(self, x: Tensor) -> str:
+        """Return the axes that were told of a tensor, which must have as many."""
+        if len(self.told) != x.dim():
+            raise SiteError(
+                f"{self.name} was told to have the axes {self.told}, got shape {tuple(x.shape)}"
+            )
+        return self.told
+
+    def _side(self, x: Tensor) -> str:
+        """Return where the units are: as the module of torch has them, else by those inside."""
+        if not self.fixed:
+            return self._by_width(x)
+        # a convolution takes one image without an axis of samples, too
+        if self.places and x.dim() != self.places + 2:
+            raise self._unknown(x, f"with {self.places + 2} axes it would have samples")
+        return self.fixed
 
     def check_samples(self, x: Tensor, axes: str, batch: int) -> None:
         """Refuse rows of a tensor whose samples are not those of the batch.
@@ -131,17 +142,30 @@ class Axes:
     def _by_width(self, x: Tensor) -> str:
         """Return where the units are, by the widths and kinds of the modules inside."""
         first, last = x.shape[1] in self.widths, x.shape[-1] in self.widths
-        fitting = {side for side, places in self.kinds if places in (0, x.dim() - 2)}
-        whole = len({side for side, _ in self.kinds}) == 1 and len(fitting) == 1
-        if first != last and not (whole and fitting != {"first" if first else "last"}):
-            return "first" if first else "last"
-        if first == last and whole:
-            return fitting.pop()
-        if x.dim() == 3 and not (first or last or self.beside_first):
+        kind = self._one_kind(x.dim())
+        if first != last:
+            wide = "first" if first else "last"
+            if kind in ("", wide):
+                return wide
+            # the kind of all inside speaks against the width
+            raise self._no_side(x, several=True)
+        if kind:
+            return kind
+        if x.dim() == 3 and not first and not self.beside_first:
             return "last"
-        asked = "several axes could hold its units" if first or last else "no axis is as wide as"
-        inside = " a module inside" if not (first or last) else ""
-        raise self._unknown(x, asked + inside)
+        raise self._no_side(x, several=first)
+
+    def _one_kind(self, num_axes: int) -> str:
+        """Return where all modules inside have their units; "" if they differ or do not fit."""
+        fitting = {side for side, places in self.kinds if places in (0, num_axes - 2)}
+        if len({side for side, _ in self.kinds}) != 1 or len(fitting) != 1:
+            return ""
+        return fitting.pop()
+
+    def _no_side(self, x: Tensor, several: bool) -> SiteError:
+        if several:
+            return self._unknown(x, "several axes could hold its units")
+        return self._unknown(x, "no axis is as wide as a module inside")
 
     def _unknown(self, x: Tensor, reason: str) -> SiteError:
         return SiteError(

@@ -88,31 +88,44 @@ def _stream(sight: Sight) -> tuple[Tensor, Tensor]:
     ran = [sight.blocks[i] for i in sight.ran]
     sides = [[sight.value(b, side) for b in ran] for side in ("in", "out")]
     known = [[x for x in side if x is not None] for side in sides]
-    rows = len(sight.read)
-    told = 2 * len(ran) > len(sight.blocks) and all(
-        len(k) == len(ran)
-        and {x.shape for x in k} == {k[0].shape}
-        and k[0].dim() == 3
-        and k[0].is_floating_point()
-        and k[0].shape[:2] == (sight.read.shape if sight.ids is not None else k[0].shape[:2])
-        and k[0].shape[0] == rows
-        for k in known
+    most_ran = 2 * len(ran) > len(sight.blocks)
+    if most_ran and all(_fits_stream(sight, side, len(ran)) for side in known):
+        stream, after = (torch.stack(side) for side in known)
+        if same(stream[1:], after[:-1]):
+            _check_axes(sight, stream, after)
+            return stream, after
+    shapes = ", ".join(dict.fromkeys(str(tuple(x.shape)) for x in known[1])) or "no tensor"
+    raise ValueError(
+        f"its blocks hand on no (batch, token, width) stream: they return {shapes} where "
+        f"{tuple(sight.read.shape)} was read"
     )
-    stream, after = (torch.stack(k) for k in known) if told else (torch.ones(1), torch.zeros(1))
-    if not same(stream[1:], after[:-1]) or not told:
-        shapes = ", ".join(dict.fromkeys(str(tuple(x.shape)) for x in known[1])) or "no tensor"
-        raise ValueError(
-            f"its blocks hand on no (batch, token, width) stream: they return {shapes} where "
-            f"{tuple(sight.read.shape)} was read"
-        )
-    if sight.ids is None:  # nothing read has the stream's length, so its axes are proven apart
-        width = getattr(getattr(sight.network, "config", None), "hidden_size", None)
-        if stream.shape[-1] != width or stream.shape[-2] == width:
-            shape = tuple(stream.shape[1:])
-            raise ValueError(f"the last axis of its stream is not its hidden_size {width}: {shape}")
-        if not _rows_are_inputs(sight, after[-1]):
-            raise ValueError("the rows of its stream are not those of its inputs")
-    return stream, after
+
+
+def _fits_stream(sight: Sight, values: list[Tensor], number: int) -> bool:
+    """Say whether as many values are (B, T, D) of one shape, with the rows that were read."""
+    if len(values) != number:
+        return False
+    shape = values[0].shape
+    if len(shape) != 3 or not values[0].is_floating_point():
+        return False
+    if {x.shape for x in values} != {shape}:
+        return False
+    if sight.ids is None:  # nothing that was read counts its tokens
+        return shape[0] == len(sight.read)
+    return shape[:2] == sight.read.shape
+
+
+def _check_axes(sight: Sight, stream: Tensor, after: Tensor) -> None:
+    """Refuse a stream of images or sound whose rows and width are not proven."""
+    if sight.ids is not None:
+        return
+    # nothing read has the stream's length, so its axes are proven apart
+    width = getattr(getattr(sight.network, "config", None), "hidden_size", None)
+    if stream.shape[-1] != width or stream.shape[-2] == width:
+        shape = tuple(stream.shape[1:])
+        raise ValueError(f"the last axis of its stream is not its hidden_size {width}: {shape}")
+    if not _rows_are_inputs(sight, after[-1]):
+        raise ValueError("the rows of its stream are not those of its inputs")
 
 
 def _rows_are_inputs(sight: Sight, after: Tensor) -> bool:
@@ -139,9 +152,7 @@ def _ends(sight: Sight, after: Tensor) -> tuple[dict[str, Place], dict[str, Any]
         if isinstance(module, nn.Embedding) and same(x, sight.ids) and y is not None and first:
             places["embeddings"], words = out(path), module.num_embeddings
             sizes["embedding_width"] = y.shape[-1]
-        # a norm inside another part is that part's own
-        beside = sight.blocks[0].startswith(path[: path.rfind(".") + 1])
-        if is_norm(module) and same(x, after) and beside:
+        if _is_final_norm(sight, path, module, after):
             places["final_norm"] = out(path)
     way, logits = sight.logits(words)
     if logits is not None:
@@ -149,6 +160,13 @@ def _ends(sight: Sight, after: Tensor) -> tuple[dict[str, Place], dict[str, Any]
         sizes["vocabulary"] = logits.shape[-1]
     changed = {p: sight.overwritten([x.path], x.side) for p, x in places.items()}
     return {p: replace(x, fleeting=changed[p]) for p, x in places.items()}, sizes
+
+
+def _is_final_norm(sight: Sight, path: str, module: nn.Module, after: Tensor) -> bool:
+    """Say whether a module norms what the last block returned, beside the blocks."""
+    # a norm inside another part is that part's own
+    beside = sight.blocks[0].startswith(path[: path.rfind(".") + 1])
+    return beside and is_norm(module) and same(sight.value(path, "in"), after)
 
 
 def _input_embeddings(network: Any) -> nn.Module | None:

@@ -42,6 +42,18 @@ class Layout:
         Raises:
             SiteError: The second axis of a tensor with its tokens first does not hold the batch.
         """
+        x = self._rows_first(x, batch)
+        if self.span is not None:
+            x = x[..., self.span[0] : self.span[1]]
+        if self.heads is not None:
+            x = x.view(*x.shape[:-1], self.heads, -1)
+        if self.slot is not None:
+            index, number = self.slot
+            x = x.view(*x.shape[:-1], number, -1)[..., index, :]
+        return x
+
+    def _rows_first(self, x: Tensor, batch: int) -> Tensor:
+        """Return the tensor with batch and tokens on its first two axes."""
         if self.tokens_first:
             if x.dim() < 3 or x.shape[1] != (batch or x.shape[1]):
                 raise SiteError(
@@ -55,13 +67,6 @@ class Layout:
             x = x.flatten(1, 2)
         if self.flat:
             x = x.view(batch, -1, *x.shape[1:])
-        if self.span is not None:
-            x = x[..., self.span[0] : self.span[1]]
-        if self.heads is not None:
-            x = x.view(*x.shape[:-1], self.heads, -1)
-        if self.slot is not None:
-            index, number = self.slot
-            x = x.view(*x.shape[:-1], number, -1)[..., index, :]
         return x
 
     def put(self, x: Tensor, value: Tensor, batch: int) -> Tensor:

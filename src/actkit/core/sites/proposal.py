@@ -5,7 +5,7 @@ Shapes: L blocks, B batch, T tokens, H heads, K head width, D width.
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import permutations, product
 from typing import Any
@@ -66,17 +66,24 @@ class Proposal:
     def _child(self, names: re.Pattern[str], part: str) -> str:
         """Return the one child of a block that goes by such a name; "" unless it is one."""
         kinds = {p: type(m).__name__ for p, m in self.group.children.items()}
-        others = [p for p, kind in kinds.items() if OTHERS.search(p) or OTHERS.search(kind)]
-        found = [p for p in kinds if names.search(p) and p not in others]
-        found = found or [p for p, k in kinds.items() if names.search(k) and p not in others]
+        likely = {
+            p: kind for p, kind in kinds.items() if not (OTHERS.search(p) or OTHERS.search(kind))
+        }
+        found = [p for p in likely if names.search(p)]
+        # the class's name speaks where the child's own does not
+        found = found or [p for p, kind in likely.items() if names.search(kind)]
         if len(found) == 1:
             return found[0]
+        self._lack(part, found, list(likely))
+        return ""
+
+    def _lack(self, part: str, found: list[str], likely: list[str]) -> None:
+        """Keep the reason why a part of the block was not found: none or several by its name."""
         block = type(self.group.block).__name__
-        parts = ", ".join(found if found else [p for p in kinds if p not in others]) or "nothing"
+        parts = ", ".join(found or likely) or "nothing"
         word = f"more than one {part}" if found else f"no {part} by its name"
         self.reasons |= dict.fromkeys(INSIDE[part], f"this {block} has {word} but {parts}")
         self.reasons["resid_mid"] = self.reasons[INSIDE[part][0]]
-        return ""
 
     def _sum(self) -> dict[str, Place]:
         """Find what attention and MLP add to the stream, raw or after a norm, and its middle."""
@@ -119,24 +126,37 @@ class Proposal:
         if mix is None:
             return {}
         heads, width = mix.shape[2], mix.shape[-1]
-        maps = group.maps(self._attention)
-        named = {
-            point: next((p for p in maps if p.rpartition(".")[2] in names), "")
-            for point, names in PROJECTIONS.items()
-        }
+        named = self._projections()
         self.sizes |= {"heads": heads, "kv_heads": heads, "head_width": width}
         if _in_registry(group.block.get_submodule(self._attention)):
             self.sizes["attention"] = self._attention
         places = {}
         if self._is_last(named["z"]) and same(group(named["z"], "in"), _side_by_side(mix)):
             places["z"] = into(named["z"], heads=heads)
-        widths = {p: group.width(named[p], "out") if named[p] else 0 for p in "qkv"}
+        return places | self._queries_keys_values(named, heads, width)
+
+    def _projections(self) -> dict[str, str]:
+        """Return the path of each of attention's maps by the point that it goes with, or ""."""
+        maps = self.group.maps(self._attention)
+        return {
+            point: next((p for p in maps if p.rpartition(".")[2] in names), "")
+            for point, names in PROJECTIONS.items()
+        }
+
+    def _queries_keys_values(
+        self, named: Mapping[str, str], heads: int, width: int
+    ) -> dict[str, Place]:
+        """Find q, k and v among attention's maps by how many heads of a width they return."""
+        widths = {p: self.group.width(named[p], "out") if named[p] else 0 for p in "qkv"}
         kv_heads, rest = divmod(widths["k"], width)
-        if widths["v"] == widths["k"] > 0 and not rest and heads % kv_heads == 0:
-            self.sizes["kv_heads"] = kv_heads
-            places |= {p: out(named[p], heads=kv_heads) for p in "kv"}
-            if widths["q"] == heads * width:
-                places["q"] = out(named["q"], heads=heads)
+        if widths["k"] == 0 or widths["v"] != widths["k"]:
+            return {}
+        if rest or heads % kv_heads != 0:
+            return {}
+        self.sizes["kv_heads"] = kv_heads
+        places = {p: out(named[p], heads=kv_heads) for p in "kv"}
+        if widths["q"] == heads * width:
+            places["q"] = out(named["q"], heads=heads)
         return places
 
     def _is_last(self, path: str) -> bool:
@@ -157,12 +177,16 @@ class Proposal:
         readers = [p for p in maps if p not in down and same(sight(p, "in"), x)]
         if len(readers) == 1 and sight.width(readers[0], "out") == hidden.shape[-1]:
             return places | {"mlp_pre": out(readers[0])}
-        known: list[Any] = [*sight.activations(self._mlp), *NONLINEAR]
+        return places | self._gated(hidden, readers)
+
+    def _gated(self, hidden: Tensor, readers: list[str]) -> dict[str, Place]:
+        """Find the two maps whose outputs, one of them activated, multiply to the hidden values."""
+        known: list[Any] = [*self.group.activations(self._mlp), *NONLINEAR]
         for (gate, up), act in product(permutations(readers, 2), known):
-            g, u = sight(gate, "out"), sight(up, "out")
+            g, u = self.group(gate, "out"), self.group(up, "out")
             if g is not None and u is not None and _is_product(hidden, act(g), u):
-                return places | {"mlp_gate": out(gate), "mlp_pre": out(up)}
-        return places
+                return {"mlp_gate": out(gate), "mlp_pre": out(up)}
+        return {}
 
 
 def _side_by_side(mix: Tensor) -> Tensor:

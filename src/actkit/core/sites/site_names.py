@@ -160,13 +160,18 @@ class Addresses:
         prefix = next((p for p in self._prefixes if pattern.startswith(p)), "")
         bare = pattern.removeprefix(prefix)
         every = [s for s in self._sites.values() if fnmatchcase(s.name, bare)]
-        found = self._modules(pattern) if ":" in pattern else [s for s in every if not s.refused]
-        found = found or self._heads(bare) or self._aliased(bare)
+        found = self._candidates(pattern, bare, every)
         if every and not found:
             raise SiteError(f"this network has no {pattern}: {every[0].refused}")
         if not found:
             raise SiteError(self._unknown(pattern))
         return [replace(s, name=prefix + s.name) for s in found] if prefix else found
+
+    def _candidates(self, pattern: str, bare: str, every: list[Site]) -> list[Site]:
+        """Return what a pattern could mean: modules by path, else sites, single heads, aliases."""
+        own = [s for s in every if not s.refused]
+        found = self._modules(pattern) if ":" in pattern else own
+        return found or self._heads(bare) or self._aliased(bare)
 
     def _heads(self, pattern: str) -> list[Site]:
         """Return single heads, `z.10.*` or `z.*.3`."""

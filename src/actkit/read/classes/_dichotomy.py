@@ -3,6 +3,8 @@
 Shapes: N rows, D width, C conditions.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,11 +37,15 @@ def by_condition(
             f"conditions must be numbered 0 to {len(dichotomy_C) - 1}, as the dichotomy names "
             f"them, with a row each, got {sorted(set(condition_N.tolist()))}"
         )
-    first, *others = sorted(set(dichotomy_C.tolist())) or [None]
-    one = [c for c, side in enumerate(dichotomy_C.tolist()) if side == first]
+    one, two = _sides(dichotomy_C.tolist())
+    return groups, one, two
+
+
+def _sides(dichotomy_C: list[Any]) -> tuple[list[int], list[int]]:
+    """Return the conditions on the smaller label's side, and those on the other."""
+    first, *others = sorted(set(dichotomy_C)) or [None]
+    one = [c for c, side in enumerate(dichotomy_C) if side == first]
     two = [c for c in range(len(dichotomy_C)) if c not in one]
     if len(others) != 1 or min(len(one), len(two)) < 2:
-        raise InputError(
-            f"a dichotomy needs two sides of at least 2 conditions, got {dichotomy_C.tolist()}"
-        )
-    return groups, one, two
+        raise InputError(f"a dichotomy needs two sides of at least 2 conditions, got {dichotomy_C}")
+    return one, two

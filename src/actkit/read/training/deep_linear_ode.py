@@ -102,9 +102,7 @@ def _check(
     start: Sequence[float],
     deficit: tuple[float, float],
 ) -> None:
-    rising = times_T.dim() == 1 and len(times_T) and (times_T.diff() > 0).all()
-    if not (rising and times_T[0] >= 0 and times_T.isfinite().all()):
-        raise InputError(f"times must rise from 0 or later, got {times_T.tolist()}")
+    _check_times(times_T)
     if depth < 1 or not (0 < target < inf):
         raise InputError(f"depth must be at least 1 and target above 0, got {depth} and {target}")
     if len(noise) != len(start) or len(start) < 2:
@@ -116,3 +114,9 @@ def _check(
         raise InputError(f"noise must be at least 0 and start above 0, got {noise} and {start}")
     if not all(0 <= x < inf for x in deficit):
         raise InputError(f"onset and length of a deficit must be at least 0, got {deficit}")
+
+
+def _check_times(times_T: Tensor) -> None:
+    rising = times_T.dim() == 1 and len(times_T) and (times_T.diff() > 0).all()
+    if not (rising and times_T[0] >= 0 and times_T.isfinite().all()):
+        raise InputError(f"times must rise from 0 or later, got {times_T.tolist()}")

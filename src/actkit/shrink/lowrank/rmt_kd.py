@@ -4,7 +4,7 @@ Shapes: N rows, X inputs, D outputs of a layer, K kept directions, C classes.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,15 +136,7 @@ def rmt_kd(
     before = _accuracy(student, inputs_NX, labels_N)
     groups = [linear[:-1][i : i + group] for i in range(0, len(linear) - 1, group)]
     for places in track(groups, "narrowing"):
-        narrow = student
-        more: dict[int, int] = {}
-        for place in places:
-            wide, moved = narrow, place + len(ranks) + len(more)
-            narrow, rank = _projected(wide, moved, inputs_NX, basis)
-            if rank and _size(narrow) < _size(wide):
-                more[place] = rank
-            else:
-                narrow = wide
+        narrow, more = _narrowed(student, places, len(ranks), inputs_NX, basis)
         if not more:
             continue
         _distil(narrow, student, inputs_NX, labels_N, how)
@@ -154,6 +146,26 @@ def rmt_kd(
     share_cut = 1 - _size(student) / _size(network)
     after = _accuracy(student, inputs_NX, labels_N)
     return Narrowed(student.train(network.training), ranks, after, before, share_cut)
+
+
+def _narrowed(
+    network: nn.Sequential,
+    places: Sequence[int],
+    num_before: int,
+    inputs_NX: Tensor,
+    basis: Callable[[Tensor], Tensor],
+) -> tuple[nn.Sequential, dict[int, int]]:
+    """Return the network with some layers projected, and the ranks of those that got smaller.
+
+    Every layer that was projected before, `num_before` of them, is two now: later ones moved on.
+    """
+    ranks: dict[int, int] = {}
+    for place in places:
+        moved = place + num_before + len(ranks)
+        narrow, rank = _projected(network, moved, inputs_NX, basis)
+        if rank and _size(narrow) < _size(network):
+            network, ranks[place] = narrow, rank
+    return network, ranks
 
 
 def _projected(

@@ -40,13 +40,21 @@ def hidden_axes(network: nn.Module) -> Axes:
             layer = layer if layer < num_hidden else FIXED
             axes |= {f"{path}.weight": (layer, before), f"{path}.bias": (layer,)}
             continue
-        for name, value in module.state_dict().items():
-            if value.numel() > 1 and value.shape != (width,):
-                raise InputError(
-                    f"alignment needs one number per unit outside linear layers, got {path}.{name} "
-                    f"of shape {tuple(value.shape)} after {width} units"
-                )
-            axes[f"{path}.{name}"] = (layer if value.numel() > 1 else FIXED,) * value.dim()
+        axes |= _axes_of_units(path, module, layer, width)
+    return axes
+
+
+def _axes_of_units(path: str, module: nn.Module, layer: int, width: int) -> Axes:
+    """Return the axes of a module that has one number per unit, or one for all."""
+    axes: dict[str, tuple[int, ...]] = {}
+    for name, value in module.state_dict().items():
+        if value.numel() > 1 and value.shape != (width,):
+            raise InputError(
+                f"alignment needs one number per unit outside linear layers, got {path}.{name} "
+                f"of shape {tuple(value.shape)} after {width} units"
+            )
+        owner = layer if value.numel() > 1 else FIXED
+        axes[f"{path}.{name}"] = (owner,) * value.dim()
     return axes
 
 
