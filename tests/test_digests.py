@@ -59,6 +59,7 @@ def test_it_is_large(acts, evidence):
 def test_it_is_no_evidence():
     assert size is not None
 '''
+MARKS = "@pytest.mark.slow\n@pytest.mark.paper(KEY)"
 FILES = {
     "src/actkit/read/size.py": METHOD,
     "src/actkit/read/_rows.py": ROWS,
@@ -106,6 +107,7 @@ ALIKE = [
     ("src/actkit/core/model.py", ("pass", "size = 1")),
     ("tests/read/test_size.py", ("is not None", "is size")),
     ("tests/read/test_size.py", ("import actkit as ak", "import math")),
+    ("tests/read/test_size.py", ("@pytest.mark.paper(KEY)", MARKS)),
 ]
 
 

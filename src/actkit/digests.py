@@ -99,6 +99,16 @@ class Code:
         """Return where a module is, from the repository's folder."""
         return self._paths[module].relative_to(self.root).as_posix()
 
+    def imported_by(self, module: str) -> set[str]:
+        """Return a module and every own one that it imports, directly or not."""
+        found, todo = {module}, [module]
+        while todo:
+            for target, _ in set().union(*self._module(todo.pop()).imported.values()):
+                if target not in found:
+                    found.add(target)
+                    todo.append(target)
+        return found
+
     @cached_property
     def _paths(self) -> dict[str, Path]:
         """Files by dotted name."""
@@ -271,11 +281,13 @@ def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _is_unseen(node: object) -> bool:
-    """Return whether a node changes no number: imports, texts that stand alone, types."""
+    """Return whether a node changes no number: imports, texts that stand alone, types, tiers."""
     if isinstance(node, ast.Import | ast.ImportFrom | ast.Pass):
         return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return isinstance(node.value.value, str)
+    if isinstance(node, ast.Attribute) and node.attr == "slow":
+        return ast.unparse(node) == "pytest.mark.slow"
     return isinstance(node, ast.If) and ast.unparse(node.test) in TYPES_ONLY
 
 
