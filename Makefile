@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
+# What one process of the tests compiles the others read; images of containers often forbid it.
+export PYTHONDONTWRITEBYTECODE :=
 TESTS ?=
 PAPERS ?=
 SINCE ?= main
