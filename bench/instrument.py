@@ -95,7 +95,7 @@ def _generate(model: ak.Model) -> Row:
 
 _MEMORY = """
 import os, sys, torch, actkit as ak
-from actkit.read.moments import Moments
+from actkit.read.streaming.moments import Moments
 model = ak.open("smollm2")
 ids = model.tokenizer("\\n".join(ak.data.text()))["input_ids"]
 num = int(sys.argv[1])

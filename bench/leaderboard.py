@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import actkit as ak
-from actkit.leaderboard import Leaderboard
+from actkit.comparison import Leaderboard
 
 DOCS = Path(__file__).parents[1] / "docs"
 KEPT = Path(__file__).parents[1] / "build" / "leaderboard"

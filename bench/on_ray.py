@@ -12,8 +12,8 @@ import ray
 import torch
 
 import actkit as ak
-from actkit.core.engines import Ray
-from actkit.read.moments import Moments
+from actkit.core.engines.settings import Ray
+from actkit.read.streaming.moments import Moments
 from bench._measure import Row, paired, row
 from bench.instrument import BATCH, tokens
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import actkit as ak
-from actkit.report.scan import unread
+from actkit.scanning.scan import unread
 from bench._measure import Row, paired, row
 from bench.instrument import tokens
 

@@ -19,8 +19,9 @@ import torch
 
 import actkit as ak
 from actkit.core.digest import digest
-from actkit.core.engines import Ray, run_jobs
-from actkit.core.stream import batches, encoded
+from actkit.core.engines.engine import run_jobs
+from actkit.core.engines.settings import Ray
+from actkit.core.sweep.stream import batches, encoded
 from actkit.store._format import columns_of
 from bench import store
 from bench.instrument import BATCH, tokens

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import actkit as ak
-from actkit.core.model import Model
+from actkit.model import Model
 from bench._measure import Row, paired, row
 
 PROMPT = "The capital of France is Paris, and the capital of Italy is"

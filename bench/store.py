@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from actkit.core.recording import Rows
+from actkit.core.run.recording import Rows
 from actkit.store import Store, StoreWriter
 from bench._measure import Row, paired, row
 

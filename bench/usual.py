@@ -1,7 +1,7 @@
 """Measure what is usual, for `actkit scan`: `python -m bench.usual [SOURCE ...]`.
 
 Each network is scanned as a user would, and the one number of each page goes into
-`src/actkit/report/usual.json` beside the hash of its weights. Networks that are already there and
+`src/actkit/scanning/usual.json` beside the hash of its weights. Networks that are already there and
 not named again stay. Without a source the bundled networks are measured.
 """
 
@@ -16,7 +16,7 @@ import torch
 
 import actkit as ak
 from actkit.core.as_json import as_json
-from actkit.report.usual import TABLE, kind_of
+from actkit.scanning.reference import TABLE, kind_of
 
 BUNDLED = ("smollm2", "minilm", "efficientnet-lite0")
 

@@ -55,7 +55,7 @@ class Examples(griffe.Extension):
 
 
 def _index() -> str:
-    lines = [f"# Methods\n\n{len(methods())} methods, one file and one source each.\n"]
+    lines = [f"# Methods\n\n{len(methods())} methods, one file or folder and one source each.\n"]
     for family, purpose in FAMILIES.items():
         if found := methods(family):
             lines += [f"## {family}\n\n{purpose[0].upper()}{purpose[1:]}.\n"]
@@ -69,7 +69,7 @@ def _method(entry: Entry) -> str:
     lines = [
         f"# {entry.name}\n\n{entry.summary}\n\nSource: {source}.\n",
         f'```python\nak.get("{entry.name}")\n```\n',
-        f"::: actkit.{entry.family}.{entry.name}.{entry.object}\n",
+        f"::: {entry.module}.{entry.object}\n",
     ]
     answered = [key for key, s in standings().items() if entry.name in s.methods]
     if answered:

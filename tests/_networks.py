@@ -6,8 +6,8 @@ from importlib.util import find_spec
 import pytest
 
 import actkit as ak
-from actkit.core.bundled import BUNDLED
-from actkit.core.model import Model
+from actkit.model import Model
+from actkit.opening.bundled import BUNDLED
 
 MEND = "run: make weights"
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from actkit.core.model import Model
+from actkit.model import Model
 
 pytest_plugins = ["tests._evidence", "tests._networks"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network is no test

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from actkit.core.recording import Rows
+from actkit.core.run.recording import Rows
 from tests.core.tiny import untouched
 
 SUBSET = (6, 0, 11, 3)

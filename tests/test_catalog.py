@@ -23,11 +23,13 @@ def distance(acts_ND, /, *, power: float = 2.0) -> float:
     return 0.0
 '''
 ALL = methods()
+INSTRUMENT = {"core", "opening", "export", "store"}
+GROUND = {"data", "worlds", "maths", "anatomy", "show"}
 REPOSITORY = Path(__file__).parents[1]
 
 
 def planted(root: Path, text: str = METHOD, name: str = "distance", family: str = "guard") -> Path:
-    path = root / family / f"{name}.py"
+    path = root / family / "monitors" / f"{name}.py"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
@@ -39,6 +41,8 @@ def test_entry_is_read_from_the_file(tmp_path: Path) -> None:
         "distance": Entry(
             name="distance",
             family="guard",
+            chapter="monitors",
+            interface="",
             summary="Score by distance.",
             source="Lee et al. 2018, arXiv:1807.03888, eq. 2; arXiv:2001.00001",
             arxiv=("1807.03888", "2001.00001"),
@@ -84,9 +88,31 @@ def test_signature_of_a_class(tmp_path: Path, definition: str, signature: str) -
 
 
 def test_private_files_and_protocols_are_no_methods(tmp_path: Path) -> None:
-    for name in ("_base", "__init__", "protocol"):
+    for name in ("_shared", "__init__"):
         planted(tmp_path, "x = 1", name)
+    for name in ("_base", "__init__", "protocol", "tasks"):
+        (tmp_path / "guard" / f"{name}.py").write_text("x = 1")
     assert find_methods(tmp_path) == {}
+
+
+def test_a_method_may_be_a_folder(tmp_path: Path) -> None:
+    planted(tmp_path).rename(tmp_path / "moved.py")
+    folder = tmp_path / "guard" / "monitors" / "distance"
+    folder.mkdir()
+    (tmp_path / "moved.py").rename(folder / "__init__.py")
+    (folder / "_second_half.py").write_text("x = 1")
+    found = find_methods(tmp_path)["distance"]
+    assert (found.name, found.chapter, found.path) == (
+        "distance",
+        "monitors",
+        folder / "__init__.py",
+    )
+
+
+def test_a_method_outside_of_a_chapter_is_named(tmp_path: Path) -> None:
+    planted(tmp_path).rename(tmp_path / "guard" / "distance.py")
+    with pytest.raises(MethodError, match=r"must be in a chapter of guard, got .*distance\.py"):
+        find_methods(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +192,7 @@ def test_methods_of_one_family_are_all_of_its_methods() -> None:
 
 def test_families_are_the_folders() -> None:
     folders = {p.name for p in catalog.ROOT.iterdir() if (p / "__init__.py").exists()}
-    assert set(FAMILIES) == folders - {"core", "store", "data", "report", "cli"}
+    assert set(FAMILIES) == folders - (INSTRUMENT | GROUND | {"scanning", "cli"})
 
 
 @pytest.mark.parametrize("method", ALL, ids=lambda e: e.name)
@@ -178,7 +204,8 @@ def test_method_is_finished(method: Entry) -> None:
     assert method.summary.endswith(".") and len(method.summary) <= 100
     assert "Example:" in (ast.get_docstring(node) or "")
     assert method.load().__doc__
-    assert (REPOSITORY / "tests" / method.family / f"test_{method.name}.py").is_file()
+    mirror = REPOSITORY / "tests" / method.family / method.chapter / f"test_{method.name}.py"
+    assert mirror.is_file()
 
 
 def test_listing_imports_no_framework() -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import actkit as ak
 from actkit.cli import app, main
-from actkit.core.model import Model
+from actkit.model import Model
 from tests.core import tiny
 
 COMMANDS = {
@@ -366,7 +366,7 @@ def test_output_that_cannot_show_a_letter_does_not_stop_it(tmp_path: Path) -> No
 import sys
 import actkit as ak
 from actkit.cli import main
-from actkit.report.report import Report
+from actkit.scanning.report import Report
 ak.open = str
 ak.scan = lambda *_, **__: Report("a caf\\u00e9", {}, ())
 sys.argv = ["actkit", "scan", "any", "--out", sys.argv[1]]

@@ -43,7 +43,7 @@ def unused(x):
 TEST = f'''
 import pytest
 import actkit as ak
-from actkit.read.size import size
+from actkit.read.spectra.size import size
 from tests._help import near
 
 KEY = "{KEY}"
@@ -61,7 +61,7 @@ def test_it_is_no_evidence():
 '''
 MARKS = "@pytest.mark.slow\n@pytest.mark.paper(KEY)"
 FILES = {
-    "src/actkit/read/size.py": METHOD,
+    "src/actkit/read/spectra/size.py": METHOD,
     "src/actkit/read/_rows.py": ROWS,
     "src/actkit/read/__init__.py": "",
     "src/actkit/core/model.py": "class Model: pass",
@@ -91,7 +91,7 @@ def edited(name: str, *changes: tuple[str, str]) -> dict[str, str]:
 
 
 ANOTHER = [
-    ("src/actkit/read/size.py", ("* ONE", "+ ONE")),
+    ("src/actkit/read/spectra/size.py", ("* ONE", "+ ONE")),
     ("src/actkit/read/_rows.py", ("0.5", "0.25")),
     ("src/actkit/read/_rows.py", ("2.0", "2")),
     ("tests/read/test_size.py", ("near(3)", "near(2)")),
@@ -100,9 +100,12 @@ ANOTHER = [
     ("tests/_help.py", ("0.1", "0.2")),
 ]
 ALIKE = [
-    ("src/actkit/read/size.py", ("Return it", "Return that")),
-    ("src/actkit/read/size.py", ("def size(acts):", "def size(acts: float) -> float:  # of acts")),
-    ("src/actkit/read/size.py", ("SPARE = 1", "SPARE = 2")),
+    ("src/actkit/read/spectra/size.py", ("Return it", "Return that")),
+    (
+        "src/actkit/read/spectra/size.py",
+        ("def size(acts):", "def size(acts: float) -> float:  # of acts"),
+    ),
+    ("src/actkit/read/spectra/size.py", ("SPARE = 1", "SPARE = 2")),
     ("src/actkit/read/_rows.py", ("return x\n", "return x + 1\n")),
     ("src/actkit/core/model.py", ("pass", "size = 1")),
     ("tests/read/test_size.py", ("is not None", "is size")),
@@ -129,7 +132,9 @@ def test_what_changes_no_number_does_not(
 
 def test_a_move_leaves_the_digest(tmp_path: Path) -> None:
     moved = {
-        "src/actkit/read/size.py": METHOD.replace("actkit.read import _rows", "actkit import maths")
+        "src/actkit/read/spectra/size.py": METHOD.replace(
+            "actkit.read import _rows", "actkit import maths"
+        )
         .replace("actkit.read._rows import UNIT as ONE", "actkit.maths import UNIT as SCALE")
         .replace("* ONE", "* SCALE")
         .replace("_rows.norm", "maths.norm"),
@@ -146,8 +151,10 @@ def test_a_move_leaves_the_digest(tmp_path: Path) -> None:
 
 def test_a_method_by_its_name_counts(tmp_path: Path) -> None:
     asked = edited("tests/read/test_size.py", ("size(acts)", 'ak.get("other")(acts)'))
-    asked["src/actkit/read/other.py"] = METHOD.replace("size", "other").replace("* ONE", "* 3")
-    other = asked | {"src/actkit/read/other.py": METHOD.replace("size", "other")}
+    asked["src/actkit/read/spectra/other.py"] = METHOD.replace("size", "other").replace(
+        "* ONE", "* 3"
+    )
+    other = asked | {"src/actkit/read/spectra/other.py": METHOD.replace("size", "other")}
     assert digest(tmp_path / "two", asked) != digest(tmp_path / "one", other)
 
 
@@ -237,7 +244,7 @@ def test_the_command_checks_lists_and_vouches(
 
 def test_a_run_records_digests_of_whole_rows_only(tmp_path: Path) -> None:
     methods = ("massive", "kv_bias_attention")  # those of the paper
-    own = {f"src/actkit/read/{name}.py": METHOD.replace("size", name) for name in methods}
+    own = {f"src/actkit/read/spectra/{name}.py": METHOD.replace("size", name) for name in methods}
     code = repository(tmp_path, FILES | own)
     facts = {"outcome": "passed", "note": "", "seconds": 1, "papers": [KEY]}
     figure = {"what": "size", "measured": 4.0, "bound": ">= 1", "holds": True}

@@ -80,7 +80,7 @@ def test_one_test_may_speak_for_two_papers() -> None:
 
 
 def test_a_test_that_mirrors_a_method_names_it() -> None:
-    mirror = record(test="tests/read/test_moments.py::test_x", papers=["tinytl"])
+    mirror = record(test="tests/read/streaming/test_moments.py::test_x", papers=["tinytl"])
     assert standings_of([mirror])["tinytl"].methods == ("moments",)
 
 

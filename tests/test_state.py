@@ -11,9 +11,9 @@ import torch
 import actkit as ak
 from actkit.catalog import FAMILIES
 from actkit.core.errors import DataError
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.trace import Task
-from actkit.trace.patch import Patch
+from actkit.trace.nodes.patch import Patch
 from tests.core import tiny
 
 SOURCE = Path(__file__).parents[1] / "src" / "actkit"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from actkit import data, steer, trace
     from actkit.catalog import get, methods
+    from actkit.comparison import Leaderboard, compare
     from actkit.core import errors
-    from actkit.core.checkpoints import Checkpoints
-    from actkit.core.edit import (
+    from actkit.core.edits.edit import (
         Edit,
         add,
         affine,
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
         set,
         swap,
     )
-    from actkit.core.edit_file import load_edits, save_edits
-    from actkit.core.engines import Ray
-    from actkit.core.inputs import Call
-    from actkit.core.model import Model
-    from actkit.core.opening import open
-    from actkit.core.recording import Recording, Rows
-    from actkit.core.saved import SavedMeter
-    from actkit.core.sites import Site
-    from actkit.core.where import Where
-    from actkit.leaderboard import Leaderboard, compare
-    from actkit.report.report import Report
-    from actkit.report.scan import scan
+    from actkit.core.edits.files import load_edits, save_edits
+    from actkit.core.edits.where import Where
+    from actkit.core.engines.settings import Ray
+    from actkit.core.run.inputs import Call
+    from actkit.core.run.recording import Recording, Rows
+    from actkit.core.run.saved_tensors import SavedMeter
+    from actkit.core.sites.site import Site
+    from actkit.model import Model
+    from actkit.opening.checkpoints import Checkpoints
+    from actkit.opening.open import open
+    from actkit.scanning.report import Report
+    from actkit.scanning.scan import scan
     from actkit.store import Store
 
 __version__ = "0.1.0"
@@ -79,23 +79,23 @@ _HOMES = {
     "steer": "actkit.steer",
     "trace": "actkit.trace",
     **dict.fromkeys(("get", "methods"), "actkit.catalog"),
-    **dict.fromkeys(("Leaderboard", "compare"), "actkit.leaderboard"),
+    **dict.fromkeys(("Leaderboard", "compare"), "actkit.comparison"),
     **dict.fromkeys(
         ("Edit", "add", "affine", "apply", "clamp", "project_out", "scale", "set", "swap"),
-        "actkit.core.edit",
+        "actkit.core.edits.edit",
     ),
-    **dict.fromkeys(("load_edits", "save_edits"), "actkit.core.edit_file"),
-    "Call": "actkit.core.inputs",
-    "Ray": "actkit.core.engines",
-    "Checkpoints": "actkit.core.checkpoints",
-    "Model": "actkit.core.model",
-    "open": "actkit.core.opening",
-    **dict.fromkeys(("Recording", "Rows"), "actkit.core.recording"),
-    "SavedMeter": "actkit.core.saved",
-    "Site": "actkit.core.sites",
-    "Where": "actkit.core.where",
-    "Report": "actkit.report.report",
-    "scan": "actkit.report.scan",
+    **dict.fromkeys(("load_edits", "save_edits"), "actkit.core.edits.files"),
+    "Call": "actkit.core.run.inputs",
+    "Ray": "actkit.core.engines.settings",
+    "Checkpoints": "actkit.opening.checkpoints",
+    "Model": "actkit.model",
+    "open": "actkit.opening.open",
+    **dict.fromkeys(("Recording", "Rows"), "actkit.core.run.recording"),
+    "SavedMeter": "actkit.core.run.saved_tensors",
+    "Site": "actkit.core.sites.site",
+    "Where": "actkit.core.edits.where",
+    "Report": "actkit.scanning.report",
+    "scan": "actkit.scanning.scan",
     "Store": "actkit.store",
 }
 

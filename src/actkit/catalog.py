@@ -1,9 +1,11 @@
 """The catalog: every method, found by reading files, imported only when it is asked for.
 
-A method is a file `actkit/<family>/<name>.py` with one class or function marked `@method`; a
-file whose name starts with `_`, and `protocol.py`, is no method. Name and family come from the
-path, the summary from the file's first line, the source from the mark, the signature from the
-code: nothing is written twice, and adding a method edits no list.
+A method is a file `actkit/<family>/<chapter>/<name>.py`, or a folder of that name, with one class
+or function marked `@method`; what starts with `_` is no method. Name, family and chapter come from
+the path, the summary from the file's first line, the source from the mark, the signature from the
+code: nothing is written twice, and adding a method edits no list. Its interface, which says how
+it is called and which tests it must pass, is for a class what it derives from, for a function
+what its mark names; interfaces are in private files of the family.
 """
 
 import ast
@@ -35,6 +37,8 @@ FAMILIES = {
     "brain": "compare networks with the brain; decode and model recordings",
 }
 """The nine families and what each is for."""
+NO_CHAPTERS = {"tasks"}
+"""Folders of a family that hold no methods."""
 
 
 class Method(Protocol):
@@ -57,8 +61,10 @@ class Entry:
     """What the catalog knows of a method before it is imported.
 
     Attributes:
-        name: The file's name.
-        family: The folder's name.
+        name: The name of its file or folder.
+        family: The family's folder.
+        chapter: The folder in it.
+        interface: The class of the family that says how it is called; empty where there is none.
         summary: The first line of the file's docstring.
         source: The paper and the place in it, as marked.
         arxiv: The arXiv ids in `source`.
@@ -69,6 +75,8 @@ class Entry:
 
     name: str
     family: str
+    chapter: str
+    interface: str
     summary: str
     source: str
     arxiv: tuple[str, ...]
@@ -76,21 +84,28 @@ class Entry:
     signature: str
     path: Path
 
+    @property
+    def module(self) -> str:
+        """Return the name of the module that holds the object."""
+        return f"actkit.{self.family}.{self.chapter}.{self.name}"
+
     def load(self) -> Any:
         """Import the method's file and return its class or function."""
-        module = importlib.import_module(f"actkit.{self.family}.{self.name}")
-        return getattr(module, self.object)
+        return getattr(importlib.import_module(self.module), self.object)
 
 
-def method(*, source: str) -> Callable[[T], T]:
+def method(*, source: str, interface: type | None = None) -> Callable[[T], T]:
     """Mark the one public object of a method's file.
 
     Args:
         source: The paper and the place in it: "Rimsky et al. 2024, arXiv:2312.06681, eq. 1".
+        interface: What says how a function is called and what it returns; a class derives from
+            its own.
     """
 
     def mark(obj: T) -> T:
         obj.__method__ = source  # type: ignore[attr-defined]
+        obj.__interface__ = interface  # type: ignore[attr-defined]
         return obj
 
     return mark
@@ -183,13 +198,28 @@ def find_methods(root: Path) -> dict[str, Entry]:
     """
     found: dict[str, Entry] = {}
     for family in FAMILIES:
-        for path in sorted((root / family).glob("[!_]*.py")):
-            if path.stem == "protocol":
-                continue
-            new = _read(path, family)
+        own = [_read(path, family) for path in _files(root / family)]
+        for new in sorted(own, key=lambda entry: entry.name):
             if (old := found.setdefault(new.name, new)) is not new:
-                raise MethodError(f"a method's name must be unique, got {old.path} and {path}")
+                raise MethodError(f"a method's name must be unique, got {old.path} and {new.path}")
     return found
+
+
+def _files(family: Path) -> list[Path]:
+    """Return the files of a family's methods, chapter by chapter; of a folder its `__init__`.
+
+    Raises:
+        MethodError: A method lies beside the chapters, where nobody would find it.
+    """
+    beside = [path for path in sorted(family.glob("[!_]*.py")) if "@method(" in path.read_text()]
+    if beside:
+        raise MethodError(f"a method must be in a chapter of {family.name}, got {beside[0]}")
+    files = family.glob("[!_]*/[!_]*.py")
+    folders = family.glob("[!_]*/[!_]*/__init__.py")
+    found = (
+        path for path in [*files, *folders] if path.relative_to(family).parts[0] not in NO_CHAPTERS
+    )
+    return sorted(found, key=lambda path: path.relative_to(family).parts)
 
 
 def _read(path: Path, family: str) -> Entry:
@@ -213,15 +243,39 @@ def _read(path: Path, family: str) -> Entry:
     summary = (ast.get_docstring(tree) or "").partition("\n")[0]
     if not summary:
         raise MethodError(f"a method's file must start with a docstring, {path} has none")
+    of_method = path.parent if path.stem == "__init__" else path.with_suffix("")
     return Entry(
-        name=path.stem,
+        name=of_method.name,
         family=family,
+        chapter=of_method.parent.name,
+        interface=_interface(node, mark, of_method.parents[1]),
         summary=summary,
         source=source,
         arxiv=tuple(ARXIV.findall(source)),
         object=node.name,
         signature=node.name + _signature(node),
         path=path,
+    )
+
+
+def _interface(node: Definition, mark: ast.expr, family: Path) -> str:
+    """Return the name of the interface that a method stands under, empty if it names none."""
+    if isinstance(node, ast.ClassDef):
+        named = [ast.unparse(base).rpartition(".")[2] for base in node.bases]
+    else:
+        given = mark.keywords if isinstance(mark, ast.Call) else []
+        named = [ast.unparse(k.value).rpartition(".")[2] for k in given if k.arg == "interface"]
+    return next((name for name in named if name in interfaces(family)), "")
+
+
+@cache
+def interfaces(family: Path) -> frozenset[str]:
+    """Return the names of the public classes in a family's private files."""
+    return frozenset(
+        node.name
+        for path in family.glob("_*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
 
 

@@ -255,11 +255,11 @@ def _standing(paper: Paper, records: list[dict[str, Any]]) -> Standing:
 def _methods(paper: Paper, records: list[dict[str, Any]]) -> tuple[str, ...]:
     """Return the methods whose source is the paper, then those whose own tests bear its mark."""
     files = {Path(record["test"].partition("::")[0]) for record in records}
-    mirrors = {(file.parent.name, file.stem.removeprefix("test_")) for file in files}
+    mirrors = {(*file.parts[1:3], file.stem.removeprefix("test_")) for file in files}
     return tuple(
         e.name
         for e in methods()
-        if (paper.arxiv and paper.arxiv in e.arxiv) or (e.family, e.name) in mirrors
+        if (paper.arxiv and paper.arxiv in e.arxiv) or (e.family, e.chapter, e.name) in mirrors
     )
 
 

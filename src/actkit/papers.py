@@ -290,7 +290,7 @@ def _embed(texts: tuple[str, ...]) -> "Tensor":
 
 @cache
 def _minilm() -> tuple[Any, Any]:
-    from actkit.core.opening import open as open_model
+    from actkit.opening.open import open as open_model
 
     model = open_model("minilm")
     return model.tokenizer, model.module.eval()

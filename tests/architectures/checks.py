@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 import actkit as ak
 from actkit.core.errors import ActkitError, SiteError
-from actkit.core.model import Model
-from actkit.core.sites import Site
+from actkit.core.sites.site import Site
+from actkit.model import Model
 from tests.architectures.build import Built
 from tests.architectures.feed import even
 from tests.architectures.inputs import ROWS, TARGETS
 from tests.architectures.tweaks import ADDED_TO_NORMED, SINKS_APART
-from tests.core.architectures.parity import tensors
+from tests.core.sites.architectures.parity import tensors
 from tests.core.tiny import state, tokenizer
 
 NEW = 4

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from actkit.core.sites import POINTS
+from actkit.core.sites.site import POINTS
 from tests.architectures.checks import CHECKS
 
 COLUMNS = ("open", *CHECKS, "clean")

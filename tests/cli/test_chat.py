@@ -11,10 +11,10 @@ from rich.console import Console
 import actkit as ak
 from actkit.cli.chat import Chat, talk
 from actkit.cli.steering import Fitted, Loaded
-from actkit.core.edit_file import edit_facts
+from actkit.core.edits.files import edit_facts
 from actkit.core.errors import InputError
-from actkit.core.model import Model
 from actkit.data import Opening
+from actkit.model import Model
 from tests.core import tiny
 
 PAIRS = [("w1 w7 w3", "w1 w8 w3"), ("w2 w7", "w2 w8"), ("w5 w9 w7", "w5 w9 w8")]

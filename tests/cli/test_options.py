@@ -16,7 +16,7 @@ import typer
 import actkit as ak
 from actkit.cli import app, main
 from actkit.core.errors import InputError
-from actkit.core.model import Model
+from actkit.model import Model
 from tests.core import tiny
 
 Run = Callable[[str], tuple[int, str, str]]

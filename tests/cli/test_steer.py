@@ -12,9 +12,9 @@ import torch
 
 import actkit as ak
 from actkit.cli import main
-from actkit.core.control_vector import load_vectors
-from actkit.core.edit_file import edit_facts
-from actkit.core.model import Model
+from actkit.core.edits.files import edit_facts
+from actkit.export.llama_cpp import load_vectors
+from actkit.model import Model
 from tests.core import tiny
 
 Run = Callable[..., tuple[int, str, str]]

@@ -10,7 +10,7 @@ import pytest
 
 import actkit as ak
 from actkit.cli import main
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.trace import Task, tasks
 from tests.core import tiny
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from actkit.core.errors import ModelError
-from actkit.core.model import Model
 from actkit.core.provenance import cache_dir, file_hash, stamp, weight_hash
+from actkit.model import Model
 
 
 class Bag(nn.Module):

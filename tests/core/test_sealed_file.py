@@ -10,12 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import actkit as ak
-from actkit.core.edit_file import KEY, edit_facts
+from actkit.core.edits.files import KEY, edit_facts
+from actkit.core.edits.where import Where
 from actkit.core.errors import DataError, EditError
 from actkit.core.sealed_file import check_seal, read_sealed, write_sealed
-from actkit.core.where import Where
 from tests.core import tiny
-from tests.core.test_edit_file import assert_same
+from tests.core.edits.test_edit_file import assert_same
 
 EDITS = [
     ak.add("resid_post.1", tiny.uneven(7), 0.3, Where(tokens=[0, 2])),

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from actkit.comparison import Leaderboard, Run
 from actkit.core.errors import DataError
-from actkit.core.protocol import Metric
 from actkit.core.writing import write_text
-from actkit.leaderboard import Leaderboard, Run
+from actkit.protocol import Metric
 from actkit.trace import Scores, Task
 from tests.core import tiny
-from tests.report import made
+from tests.scanning import made
 
 MAP = Scores(torch.eye(2, 3), [["0", "1"], ["0", "1", "2"]], ("layer", "head"), "heads", "mine")
 EDGES = Scores(

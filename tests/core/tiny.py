@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from actkit.core.model import Model
+from actkit.model import Model
 
 WORDS = 89
 WIDTH, HEADS, KV_HEADS, LAYERS, HIDDEN = 48, 6, 2, 3, 80

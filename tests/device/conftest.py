@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actkit.core.recording import Rows
+from actkit.core.run.recording import Rows
 from tests.core import tiny
 from tests.pretended_device import pretended_device
 from tests.read import test_contract as of_read

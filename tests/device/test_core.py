@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import actkit as ak
-from actkit.core.model import Model
-from actkit.read.moments import Moments
-from actkit.read.sinks import Sinks
-from actkit.trace.optogenetics import Optogenetics
+from actkit.model import Model
+from actkit.read.streaming.moments import Moments
+from actkit.read.streaming.sinks import Sinks
+from actkit.trace.training.optogenetics import Optogenetics
 from tests.core import tiny
 from tests.core.tiny import PROMPTS, WIDTH, uneven
 from tests.pretended_device import DEVICE
@@ -165,7 +165,7 @@ def test_edits_come_back_from_their_file(models: Any, tmp_path: Path) -> None:
 
 
 def test_baking(models: Any, tmp_path: Path) -> None:
-    from actkit.core.lower import bake, save_peft
+    from actkit.export.lower import bake, save_peft
 
     edits = [ak.add("mlp_out.1", VECTOR), ak.project_out("attn_out.0", uneven(1, WIDTH))]
     baked = bake(models[0], edits)

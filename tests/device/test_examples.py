@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from torch import nn
 
-from actkit.core.model import Model
+from actkit.model import Model
 from tests.pretended_device import DEVICE, Pretended
 
 SOURCE = Path(__file__).parents[2] / "src"
 FAMILIES = ("read", "find", "trace", "steer", "guard", "shrink", "nn")
 REAL = ("smollm2", "minilm", "lite0", "texts()", "ak.data")
 """What opens a network or a corpus that takes seconds."""
-OWN_CALLS = {"actkit.steer.srmu.SRMU"}
+OWN_CALLS = {"actkit.steer.weights.srmu.SRMU"}
 """Examples that call their network by themselves, with a CPU tensor."""
 
 
@@ -28,9 +28,10 @@ def examples() -> Iterator[doctest.DocTest]:
     """Yield each docstring's example of the families."""
     finder = doctest.DocTestFinder(exclude_empty=True)
     for family in FAMILIES:
-        for path in sorted((SOURCE / "actkit" / family).glob("*.py")):
+        for path in sorted((SOURCE / "actkit" / family).rglob("*.py")):
             if ">>>" in path.read_text():
-                name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+                inside = path.relative_to(SOURCE).with_suffix("").parts
+                name = ".".join(inside[:-1] if path.stem == "__init__" else inside)
                 found = finder.find(import_module(name))
                 yield from (test for test in found if _small(test))
 

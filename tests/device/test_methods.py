@@ -11,22 +11,22 @@ import torch
 from torch import Tensor, nn
 
 import actkit as ak
-from actkit.core.model import Model
-from actkit.steer._concepts import Concept
+from actkit.model import Model
 from actkit.steer._shift import logit_shift_report
-from actkit.steer.activation_reasoner import ActivationReasoner
-from actkit.steer.lqr import LQR
-from actkit.steer.manifold_steer import ManifoldSteer
-from actkit.steer.self_logits import SelfLogitsAugmentation
-from actkit.steer.top_neuron import TopNeuron
+from actkit.steer.controllers.activation_reasoner import ActivationReasoner
+from actkit.steer.controllers.activation_reasoner._concepts import Concept
+from actkit.steer.controllers.lqr import LQR
+from actkit.steer.controllers.self_logits import SelfLogitsAugmentation
+from actkit.steer.maps.manifold_steer import ManifoldSteer
+from actkit.steer.vectors.top_neuron import TopNeuron
 from actkit.trace import Task
 from actkit.trace._attention_edits import set_attention
-from actkit.trace._demonstrations import Demonstrations
 from actkit.trace._head_classes import head_classes
-from actkit.trace._heads_alone import heads_alone
 from actkit.trace._latent_values import LatentValues
-from actkit.trace.functional_rift import functional_rift
-from actkit.trace.overthinking import ablated, overthinking
+from actkit.trace.reasoning.functional_rift import functional_rift
+from actkit.trace.reasoning.overthinking import ablated, overthinking
+from actkit.trace.reasoning.overthinking._demonstrations import Demonstrations
+from actkit.trace.training.optogenetics._heads_alone import heads_alone
 from tests.contract import leaves
 from tests.core import tiny
 from tests.core.tiny import WIDTH, uneven

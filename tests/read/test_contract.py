@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from actkit.catalog import Entry, methods
 from actkit.core.errors import InputError
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.read._base import JointReading, Reading
 from tests import contract
 from tests.contract import acts, probs, rows

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from actkit.core.errors import InputError
-from actkit.core.recording import Rows
-from actkit.read._math import Spread, exp_entropy, mergeable, usable
-from actkit.read.moments import Moments
-from actkit.read.sparsity import Sparsity
+from actkit.core.run.recording import Rows
+from actkit.read._sums import Spread, exp_entropy, mergeable, usable
+from actkit.read.streaming.moments import Moments
+from actkit.read.streaming.sparsity import Sparsity
 from tests.contract import acts, rows
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import actkit as ak
-from actkit.core.model import Model
+from actkit.model import Model
 
 
 def next_logs(model: Model, inputs: Any, edits: Sequence[ak.Edit] = ()) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import actkit as ak
-from actkit.core.model import Model
+from actkit.model import Model
 
 PAIRS = ak.data.sentiment()
 OPENINGS = ak.data.openings("sentiment")

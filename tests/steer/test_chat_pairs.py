@@ -8,10 +8,10 @@ from torch import Tensor
 
 import actkit as ak
 from actkit.core.errors import InputError
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.steer._base import ContrastSteerer
 from actkit.steer._examples import Examples
-from actkit.steer._math import states
+from actkit.steer._states import states
 
 QUESTIONS = ["How was the film?", "What do you think of the food here, and of the waiters?"]
 ANSWERS = [("A joy from start to end.", "Dull."), ("Wonderful", "The worst that I ever had!")]

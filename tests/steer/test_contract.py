@@ -10,9 +10,9 @@ from torch import Tensor
 
 import actkit as ak
 from actkit.catalog import Entry, methods
-from actkit.core.edit_file import edit_facts
+from actkit.core.edits.files import edit_facts
 from actkit.core.errors import EditError, InputError, NotFittedError
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.steer._base import ContrastSteerer
 from tests.contract import check_copies, check_restored
 from tests.core import tiny

@@ -8,8 +8,9 @@ import torch
 
 import actkit as ak
 from actkit.core.errors import InputError
-from actkit.core.model import Model
 from actkit.data import Opening
+from actkit.model import Model
+from actkit.steer._concept import Task
 from actkit.steer._dose import rescaled
 from actkit.steer._measure import (
     distinct,
@@ -21,7 +22,6 @@ from actkit.steer._measure import (
     random_like,
     repetition,
 )
-from actkit.steer._task import Task
 from tests.core import tiny
 
 V = tiny.uneven(tiny.WIDTH)

@@ -7,11 +7,11 @@ import pytest
 
 import actkit as ak
 from actkit.core.errors import InputError
-from actkit.core.model import Model
 from actkit.data import Opening
+from actkit.model import Model
 from actkit.steer import protocol
+from actkit.steer._concept import Task
 from actkit.steer._measure import divergence, next_logits
-from actkit.steer._task import Task
 from actkit.steer._tune import Budget
 from tests.core import tiny
 

@@ -17,33 +17,33 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 import actkit as ak
-from actkit.core.model import Model
 from actkit.data import Cloze
+from actkit.model import Model
 from actkit.steer._measure import next_logits, random_like
 from actkit.steer._shift import logit_shift_report
-from actkit.steer.actadd import ActAdd
-from actkit.steer.caa import CAA
-from actkit.steer.control_vector import ControlVector
-from actkit.steer.deep_thinking_kv import DeepThinkingKV
-from actkit.steer.flexac import FlexAC
-from actkit.steer.linear_act import LinearAcT
-from actkit.steer.lineas import LinEAS
-from actkit.steer.self_logits import SelfLogitsAugmentation
-from actkit.steer.weighted_controller import WeightedController
+from actkit.steer.controllers.self_logits import SelfLogitsAugmentation
+from actkit.steer.controllers.weighted_controller import WeightedController
+from actkit.steer.inputs.deep_thinking_kv import DeepThinkingKV
+from actkit.steer.maps.flexac import FlexAC
+from actkit.steer.maps.linear_act import LinearAcT
+from actkit.steer.maps.lineas import LinEAS
+from actkit.steer.vectors.actadd import ActAdd
+from actkit.steer.vectors.caa import CAA
+from actkit.steer.vectors.control_vector import ControlVector
 from tests.steer._nats import perplexity_ratio
 from tests.steer._sentiment import PAIRS, log_odds, prose_loss
-from tests.steer.test_actadd import NEUTRAL, WEDDING
-from tests.steer.test_activation_reasoner import propositions
-from tests.steer.test_caa import QUESTIONS, positive_share, random_gaps
-from tests.steer.test_control_vector import ANIMALS, deductions
-from tests.steer.test_deep_thinking_kv import ordinary_cache, vanilla
-from tests.steer.test_flexac import said
-from tests.steer.test_linear_act_on_smollm2 import STRENGTHS
-from tests.steer.test_lineas_on_smollm2 import COST
-from tests.steer.test_lineas_on_smollm2 import STRENGTHS as STEPS
-from tests.steer.test_neuron_override_on_smollm2 import PROMPTS
-from tests.steer.test_self_logits import lens, logits
-from tests.steer.test_vista import code_words
+from tests.steer.controllers.test_activation_reasoner import propositions
+from tests.steer.controllers.test_self_logits import lens, logits
+from tests.steer.inputs.test_deep_thinking_kv import ordinary_cache, vanilla
+from tests.steer.maps.test_flexac import said
+from tests.steer.maps.test_linear_act_on_smollm2 import STRENGTHS
+from tests.steer.maps.test_lineas_on_smollm2 import COST
+from tests.steer.maps.test_lineas_on_smollm2 import STRENGTHS as STEPS
+from tests.steer.vectors.test_actadd import NEUTRAL, WEDDING
+from tests.steer.vectors.test_caa import QUESTIONS, positive_share, random_gaps
+from tests.steer.vectors.test_control_vector import ANIMALS, deductions
+from tests.steer.vectors.test_neuron_override_on_smollm2 import PROMPTS
+from tests.steer.vectors.test_vista import code_words
 
 HALF, DEEP = 8, 11
 """As deep as SmolLM2's layers 14 and 18."""

@@ -7,10 +7,11 @@ import torch
 
 import actkit as ak
 from actkit.core.errors import InputError
-from actkit.core.model import Model
 from actkit.data import Contrast, Opening
+from actkit.model import Model
+from actkit.steer._concept import Task, telling_words
 from actkit.steer._examples import Examples
-from actkit.steer._task import TASKS, Task, as_task, telling_words
+from actkit.steer.tasks import TASKS, as_task
 from tests.core import tiny
 
 QUESTIONS = [Opening("w1 w2", ("w3", "w4"), ("w5",)), Opening("w7", ("w8",), ("w9", "w10"))]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actkit.core.recording import Rows
+from actkit.core.run.recording import Rows
 from actkit.store import StoreWriter
 
 Piece = tuple[dict[str, Tensor], Rows]

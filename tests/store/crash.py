@@ -21,7 +21,7 @@ from unittest.mock import patch
 import torch
 
 from actkit.core.errors import StoreError
-from actkit.core.recording import Rows
+from actkit.core.run.recording import Rows
 from actkit.store import Store, StoreWriter, _disk, _open_shard
 from actkit.store import writer as writer_module
 from actkit.store._manifest import begun

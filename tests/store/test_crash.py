@@ -13,7 +13,7 @@ import pytest
 from torch import Tensor
 
 from actkit.core.errors import StoreError
-from actkit.core.recording import Rows
+from actkit.core.run.recording import Rows
 from actkit.store import Store, StoreWriter
 
 Piece = tuple[dict[str, Tensor], Rows]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import actkit as ak
 from actkit.core.errors import BusyError, InputError, StoreError
-from actkit.core.model import Model
-from actkit.core.recording import Rows
+from actkit.core.run.recording import Rows
+from actkit.model import Model
 from actkit.store import Store, StoreWriter
 from actkit.store import harvest as harvesting
 from actkit.store.harvest import Job, write_stream

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from actkit.core.errors import InputError
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.store import Store
 from actkit.store.harvest import uninterrupted
 from tests.core import tiny
-from tests.core.test_observe import Kept
+from tests.core.sweep.test_observe import Kept
 
 SITE = "resid_post.1"
 BAD = {6: " \n ", 11: "w1 " * 65, 12: ""}

@@ -23,15 +23,16 @@ import torch
 from torch import Tensor
 
 import actkit as ak
-from actkit.core.engines import Ray, as_done, run_jobs
+from actkit.core.engines.engine import as_done, run_jobs
+from actkit.core.engines.settings import Ray
 from actkit.core.errors import EditError, EngineError, InputError, ModelError, StoreError
-from actkit.core.model import Model
-from actkit.core.recording import Rows
+from actkit.core.run.recording import Rows
+from actkit.model import Model
 from actkit.read._base import JointReading
-from actkit.read.massive import Massive
-from actkit.read.moments import Moments
-from actkit.read.sparsity import Sparsity
-from actkit.read.spectrum import Spectrum
+from actkit.read.streaming.massive import Massive
+from actkit.read.streaming.moments import Moments
+from actkit.read.streaming.sparsity import Sparsity
+from actkit.read.streaming.spectrum import Spectrum
 from actkit.store import Store
 from tests.core import tiny
 from tests.store import torchrun_script as script
@@ -39,7 +40,7 @@ from tests.store import torchrun_script as script
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from actkit.core import on_ray  # noqa: E402
+from actkit.core.engines import on_ray  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 MACHINE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80_000_000}
@@ -369,7 +370,8 @@ def test_what_cannot_go_to_workers_is_refused(cluster: Any) -> None:
 
 OWN = """
 import ray
-from actkit.core.engines import Ray, run_jobs
+from actkit.core.engines.engine import run_jobs
+from actkit.core.engines.settings import Ray
 print(run_jobs(abs, [3, -1], Ray(1)), ray.is_initialized())
 """
 

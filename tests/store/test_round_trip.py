@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from actkit.core.errors import SiteError, StoreError
-from actkit.core.recording import Rows
+from actkit.core.run.recording import Rows
 from actkit.store import Store, StoreWriter
 
 SITES = {"resid_post.10": (7,), "z.3": (3, 5), "norm:out": ()}

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from actkit.core.model import Model
+from actkit.model import Model
 
 SITES = ["0:out", "2:out"]
 

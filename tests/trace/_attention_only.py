@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import actkit as ak
-from actkit.core.model import Model
-from actkit.trace.optogenetics import Optogenetics, TwoPairs
+from actkit.model import Model
+from actkit.trace.training.optogenetics import Optogenetics, TwoPairs
 
 Clamps = Callable[[Optogenetics], Sequence[ak.Edit]]
 SMOOTH = 0.9

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actkit.trace._toy import toy
+from actkit.worlds.toy_transformer import toy
 
 
 def network(seed: int = 0, norm: bool = True, mlp: int = 11) -> Any:

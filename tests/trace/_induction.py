@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.trace import Task
-from actkit.trace._toy import clear, set_head, toy
+from actkit.worlds.toy_transformer import clear, set_head, toy
 
 WORDS, POSITIONS, HEADS = 12, 7, 3
 KNOWN = {

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from actkit.trace._toy import clear, set_head, toy
+from actkit.worlds.toy_transformer import clear, set_head, toy
 
 TOKENS, LENGTH, START = 13, 9, 12
 """Size of the vocabulary, tokens of one copy, and the token that stands first."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actkit.trace._toy import toy
+from actkit.worlds.toy_transformer import toy
 from tests._kept import kept
 
 LABELS, ITEMS, SHOTS = 4, 24, 3

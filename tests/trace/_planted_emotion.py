@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from actkit.trace._toy import set_head, toy
+from actkit.worlds.toy_transformer import set_head, toy
 
 CONCEPTS, CONTEXTS, NEURONS = 4, 9, 3
 HEAD = (1, 2)

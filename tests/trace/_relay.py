@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.trace import Task
-from actkit.trace._toy import clear, set_head, toy
+from actkit.worlds.toy_transformer import clear, set_head, toy
 
 PATH = ((0, 1), (1, 2), (2, 0))
 """The heads that carry the answer."""

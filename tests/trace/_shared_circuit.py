@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.trace import Task
-from actkit.trace._toy import clear, set_head, toy
+from actkit.worlds.toy_transformer import clear, set_head, toy
 
 A, B, NONE, END = 8, 9, 10, 11
 POINTERS: dict[str, list[tuple[int, int]]] = {"A": [(0, 0), (0, 1)], "B": [(0, 0), (0, 2)]}

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from actkit.core.model import Model
+from actkit.model import Model
 from tests.core import tiny
 
 

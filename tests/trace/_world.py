@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actkit.core.model import Model
-from actkit.core.recording import Recording
+from actkit.core.run.recording import Recording
+from actkit.model import Model
 from actkit.trace._task import Task
-from actkit.trace._toy import toy
+from actkit.worlds.toy_transformer import toy
 from tests._kept import kept
 
 HEADS, WIDTH = 8, 64

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import actkit as ak
-from actkit.core.addresses import ALIASES, layer_of, points_of
 from actkit.core.errors import InputError, SiteError
-from actkit.core.model import Model
-from actkit.steer._math import by_layer
+from actkit.core.sites.site_names import ALIASES, layer_of, points_of
+from actkit.model import Model
+from actkit.steer._states import by_layer
 from actkit.trace import Part, Task
 from actkit.trace._causal import others
-from actkit.trace.path_patch import path_patch
+from actkit.trace.nodes.path_patch import path_patch
 from tests.core import tiny
 
 TOKENS = torch.tensor([[3, 1, 7, 2], [5, 4, 6, 2]])

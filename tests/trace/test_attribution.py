@@ -11,10 +11,10 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from actkit.anatomy.frozen_norms import frozen_norm
 from actkit.core.errors import InputError, SiteError
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.trace._attribution import readout, weight_of
-from actkit.trace._norms import frozen_norm
 from tests.core import tiny
 from tests.trace._uneven import opened
 

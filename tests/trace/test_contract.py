@@ -9,9 +9,9 @@ import torch
 import actkit as ak
 from actkit.catalog import Entry, methods
 from actkit.core.errors import InputError
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.trace import Localizer, Scores, Task, TaskWarning
-from actkit.trace._toy import reader
+from actkit.worlds.toy_transformer import reader
 from tests.core import tiny
 from tests.core.tiny import untouched
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from actkit.core.errors import InputError
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.trace import Task
 from actkit.trace._head_classes import attention_paid, copy_scores, head_classes
-from actkit.trace._toy import clear, set_head, toy
+from actkit.worlds.toy_transformer import clear, set_head, toy
 from tests._evidence import Evidence
 from tests.core import tiny
 from tests.trace import _ioi

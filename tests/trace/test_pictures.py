@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from actkit.core.errors import InputError
-from actkit.core.model import Model
+from actkit.model import Model
+from actkit.show.graph import groups, split
+from actkit.show.heat_map import MINUS, NONE, PLUS, label
 from actkit.trace import Scores, Task
-from actkit.trace._circuit_picture import groups, split
-from actkit.trace._pictures import MINUS, NONE, PLUS, label
 from tests.core import tiny
 
 SVG = "{http://www.w3.org/2000/svg}"

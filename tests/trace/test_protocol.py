@@ -10,10 +10,9 @@ import torch
 
 import actkit as ak
 from actkit.core.errors import InputError
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.trace import Scores, Task
-from actkit.trace._toy import reader
-from actkit.trace.patch import Patch
+from actkit.trace.nodes.patch import Patch
 from actkit.trace.protocol import (
     PROTOCOL,
     RandomScores,
@@ -22,6 +21,7 @@ from actkit.trace.protocol import (
     faithfulness,
     shared_top,
 )
+from actkit.worlds.toy_transformer import reader
 from tests.core import tiny
 
 

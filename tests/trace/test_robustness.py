@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 import actkit as ak
 from actkit.core.errors import InputError
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.trace import Task
 from actkit.trace._robustness import (
     CHOICES,
@@ -17,7 +17,7 @@ from actkit.trace._robustness import (
     rank_correlations,
     robustness,
 )
-from actkit.trace.patch import Patch
+from actkit.trace.nodes.patch import Patch
 from tests.core import tiny
 
 CLEAN = ["w1 w2 w3 w4 w5", "w6 w2 w3 w4 w7"]

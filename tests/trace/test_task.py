@@ -12,9 +12,9 @@ from torch import Tensor
 
 import actkit as ak
 from actkit.core.errors import InputError
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.trace import Task, TaskWarning
-from actkit.trace.patch import Patch
+from actkit.trace.nodes.patch import Patch
 from tests.core import tiny
 
 CLEAN = ["w1 w2 w3 w4 w5", "w6 w2 w3 w4 w7", "w8 w2 w9 w4 w5"]

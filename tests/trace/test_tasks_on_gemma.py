@@ -4,8 +4,8 @@ from itertools import chain
 
 import pytest
 
-from actkit.core.model import Model
-from actkit.trace import _task_words as words
+from actkit.model import Model
+from tests.trace._spoken import spoken
 from tests.trace.test_tasks import RIGHT, SEEDED, each, made
 
 LENGTHS = {
@@ -48,7 +48,6 @@ def test_all_pairs_of_a_longer_list_fit_too(gemma: Model, name: str) -> None:
 
 
 def test_all_words_are_single_tokens(gemma: Model) -> None:
-    lists = [value for name, value in vars(words).items() if name.isupper()]
-    spoken = [*chain.from_iterable(lists), *words.CAUSES.values()]
-    ids = [gemma.tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in spoken]
-    assert [w for w, own in zip(spoken, ids, strict=True) if len(own) != 1] == []
+    words = spoken()
+    ids = [gemma.tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
+    assert [w for w, own in zip(words, ids, strict=True) if len(own) != 1] == []

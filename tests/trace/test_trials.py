@@ -12,9 +12,9 @@ import torch
 import actkit as ak
 from actkit.catalog import methods
 from actkit.core.errors import InputError
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.trace import Localizer, Task, Trial
-from actkit.trace._toy import reader
+from actkit.worlds.toy_transformer import reader
 
 FOLDER = Path(ak.__file__).parent / "trace"
 TASK = Task(torch.tensor([[3, 1]]), torch.tensor([[4, 1]]), [3], [4])
@@ -22,8 +22,10 @@ TASK = Task(torch.tensor([[3, 1]]), torch.tensor([[4, 1]]), [3], [4])
 
 def takes_trials() -> Iterator[Any]:
     """Yield every public function that takes a network and a trial, by its annotations."""
-    for path in sorted(FOLDER.glob("*.py")):
-        module = importlib.import_module(f"actkit.trace.{path.stem}")
+    for path in sorted(FOLDER.rglob("*.py")):
+        inside = path.relative_to(FOLDER).with_suffix("").parts
+        parts = inside[:-1] if path.stem == "__init__" else inside
+        module = importlib.import_module(".".join(("actkit.trace", *parts)))
         for name, made in vars(module).items():
             if name.startswith("_") or not inspect.isfunction(made):
                 continue

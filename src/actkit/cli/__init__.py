@@ -81,7 +81,7 @@ def scan(
 ) -> None:
     """Ask a network the first questions: how big, how sparse, which units, dimensions, sinks."""
     import actkit as ak
-    from actkit.report.scan import check_scan
+    from actkit.scanning.scan import check_scan
 
     check_scan(question, engine)
     make_folder(out)
@@ -142,7 +142,7 @@ def record(
 ) -> None:
     """Record sites over a corpus into a store on disk; goes on where it stopped."""
     import actkit as ak
-    from actkit.report.feed import Feed
+    from actkit.scanning.feed import Feed
     from actkit.store import check_dtype
 
     check_dtype(dtype)
@@ -175,7 +175,7 @@ def compare(
 ) -> None:
     """Compare a family's methods fairly: one task, one budget, the same metrics for all."""
     import actkit as ak
-    from actkit.leaderboard import planned
+    from actkit.comparison import planned
 
     planned(family, source is not None, task, method, engine)
     if out is not None:

@@ -15,7 +15,7 @@ from actkit.cli.steering import Steering
 from actkit.core.errors import ActkitError, InputError
 
 if TYPE_CHECKING:
-    from actkit.core.model import Model
+    from actkit.model import Model
 
 HELP = """/strength 4   steer harder, softer, or (negative) the other way
 /off          stop steering; /on goes on

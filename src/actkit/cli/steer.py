@@ -16,7 +16,7 @@ from actkit.core.errors import InputError
 if TYPE_CHECKING:
     import actkit as ak
     from actkit.cli.steering import Steering
-    from actkit.core.model import Model
+    from actkit.model import Model
 
 
 class _ChatByDefault(TyperGroup):
@@ -147,7 +147,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Say what a file of edits was fitted on, what it does, and what it costs."""
-    from actkit.core.edit_file import edit_facts
+    from actkit.core.edits.files import edit_facts
 
     facts = edit_facts(path)
     if as_json:
@@ -191,7 +191,7 @@ def export(
 ) -> None:
     """Write edits for llama.cpp, for PEFT, or into the network's weights."""
     import actkit as ak
-    from actkit.core.edit_file import edit_facts
+    from actkit.core.edits.files import edit_facts
 
     if bake and to.suffix == ".gguf":
         raise InputError(f"--bake writes a folder with the whole network, got {to}")

@@ -10,10 +10,10 @@ from typing import Any
 import actkit as ak
 from actkit.catalog import entry
 from actkit.cli._output import make_folder
-from actkit.core.edit import Edit
-from actkit.core.edit_file import edit_facts
+from actkit.core.edits.edit import Edit
+from actkit.core.edits.files import edit_facts
 from actkit.core.errors import InputError
-from actkit.core.model import Model
+from actkit.model import Model
 
 
 class Steering(ABC):

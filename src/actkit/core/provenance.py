@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from actkit.core.errors import ModelError
 
 if TYPE_CHECKING:
-    from actkit.core.model import Model
+    from actkit.core.run.runner import Runner
 
 HASHERS = 4
 """Threads that hash; they run side by side because hashlib lets go of the interpreter."""
@@ -73,7 +73,7 @@ def weight_hash(module: nn.Module) -> str:
     return whole.hexdigest()
 
 
-def stamp(model: "Model | None", *, seed: int | None = None, **settings: Any) -> dict[str, Any]:
+def stamp(model: "Runner | None", *, seed: int | None = None, **settings: Any) -> dict[str, Any]:
     """Return what every artefact carries; it can be written as JSON.
 
     The weights' hash is None for a network whose weights are partly offloaded from memory.

@@ -15,9 +15,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from actkit.core.chats import is_chat
 from actkit.core.errors import DataError
 from actkit.core.progress import note
+from actkit.core.run.chats import is_chat
 from actkit.data._images import read_image
 
 CSV_FIELD = 2**31 - 1

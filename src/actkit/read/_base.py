@@ -1,15 +1,17 @@
-"""The read contract: a statistic that can be updated, merged and finished.
+"""The interfaces of `read`: what streams, and what is read off data, networks and trainings.
 
 Shapes: N rows, D width, H heads, S keys.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
-from actkit.core.recording import Rows
+from actkit.core.run.recording import Rows
+from actkit.model import Model
+from actkit.opening.checkpoints import Checkpoints
 
 
 class _Merged(ABC):
@@ -48,3 +50,69 @@ class JointReading(_Merged):
     @abstractmethod
     def update(self, acts: Sequence[Tensor], rows: Rows) -> None:
         """Take each site's (N, ...) activations in the order of the sites; they share (N,) rows."""
+
+
+class Similarity(Protocol):
+    """How alike two sets of activations of the same N rows are.
+
+    Sides are (N, D) and (N, E) tensors or arrays, streamed sources where the method says so. Rows
+    that come in another order on both sides change nothing. Sides of unequal rows, and rows that
+    are not finite, raise `InputError`.
+    """
+
+    def __call__(self, x: Any, y: Any, /, **settings: Any) -> float:
+        """Return the similarity, or the distance where the method is one."""
+
+
+class Statistic(Protocol):
+    """Something that follows from tensors alone: activations, labels, eigenvalues, tables.
+
+    What is given stays as it is; no global random state is used. The answer is a number or a
+    frozen dataclass.
+    """
+
+    def __call__(self, given: Any, /, *others: Any, **settings: Any) -> Any:
+        """Return the statistic."""
+
+
+class ModelStatistic(Protocol):
+    """What is read off one network, from its weights or by running it.
+
+    The network is left as it is, hooks, flags and weights, after success and after an error.
+    """
+
+    def __call__(self, model: Model, /, *data: Any, **settings: Any) -> Any:
+        """Return the statistic, a frozen dataclass or one for each site."""
+
+
+class TrainingStatistic(Protocol):
+    """What is read off a network at several steps of its training."""
+
+    def __call__(self, checkpoints: Checkpoints, /, *data: Any, **settings: Any) -> Any:
+        """Return the statistic over training, a frozen dataclass."""
+
+
+class Experiment(Protocol):
+    """What trainings show that are run here, one for each setting of the experiment.
+
+    Trainings are the user's function; what it returns or yields is a network.
+    """
+
+    def __call__(self, train: Callable[..., Any], /, *design: Any, **settings: Any) -> Any:
+        """Return what the trainings have shown."""
+
+
+class Forecast(ABC):
+    """Tells of a network what it has not been measured on."""
+
+    @abstractmethod
+    def fit(self, features_LF: Tensor, targets: Any) -> Self:
+        """Learn from layers, or networks, whose answer is known."""
+
+    @abstractmethod
+    def predict(self, features_LF: Tensor) -> Any:
+        """Return the answer for each row of features."""
+
+
+class Law:
+    """Numbers that follow from the settings in closed form; its methods take and return numbers."""

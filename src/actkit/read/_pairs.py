@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from actkit.core.errors import InputError
-from actkit.read._math import added
+from actkit.read._sums import added
 
 Source = Any
 """What a measure reads: a tensor, array, memory map or column of a store, (N, D) or (N,) for one

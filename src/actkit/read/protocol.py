@@ -19,11 +19,11 @@ from torch import Generator, Tensor
 
 from actkit.catalog import get
 from actkit.core.errors import InputError
-from actkit.core.model import Model
-from actkit.core.protocol import Metric, Protocol
-from actkit.core.recording import Rows
+from actkit.core.run.recording import Rows
+from actkit.model import Model
+from actkit.protocol import Metric, Protocol
 from actkit.read._base import Reading
-from actkit.read._information import ESTIMATORS
+from actkit.read._estimators import ESTIMATORS
 
 Data = tuple[Tensor, ...]
 Estimator = Callable[..., float]

@@ -7,14 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from actkit.core.control_vector import load_vectors, save_gguf
-    from actkit.core.lower import bake, save_peft
+    from actkit.export.llama_cpp import load_vectors, save_gguf
+    from actkit.export.lower import bake, save_peft
     from actkit.steer._base import Steerer
+    from actkit.steer._concept import Task
     from actkit.steer._dose import rescaled
     from actkit.steer._gain import kl_bounded_gain
     from actkit.steer._measure import Effects, effects
-    from actkit.steer._task import Task, as_task
     from actkit.steer._tune import Budget, Tuning, tune
+    from actkit.steer.tasks import as_task
 
 __all__ = [
     "Budget",
@@ -35,13 +36,14 @@ __all__ = [
 
 _HOMES = {
     "Steerer": "actkit.steer._base",
-    **dict.fromkeys(("Task", "as_task"), "actkit.steer._task"),
+    "Task": "actkit.steer._concept",
+    "as_task": "actkit.steer.tasks",
     "rescaled": "actkit.steer._dose",
     "kl_bounded_gain": "actkit.steer._gain",
     **dict.fromkeys(("Effects", "effects"), "actkit.steer._measure"),
     **dict.fromkeys(("Budget", "Tuning", "tune"), "actkit.steer._tune"),
-    **dict.fromkeys(("bake", "save_peft"), "actkit.core.lower"),
-    **dict.fromkeys(("load_vectors", "save_gguf"), "actkit.core.control_vector"),
+    **dict.fromkeys(("bake", "save_peft"), "actkit.export.lower"),
+    **dict.fromkeys(("load_vectors", "save_gguf"), "actkit.export.llama_cpp"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The steer contract: fitted on data, a method gives edits of any strength.
+"""The interfaces of `steer`: fitted on data, a method gives edits of any strength.
 
 Shapes: B batch.
 """
@@ -6,19 +6,20 @@ Shapes: B batch.
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from math import isfinite
 from os import PathLike
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from actkit.core.edit import Edit
-from actkit.core.edit_file import save_edits
+from actkit.core.edits.edit import Edit
+from actkit.core.edits.files import save_edits
 from actkit.core.errors import EditError, InputError, NotFittedError
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.steer._examples import Examples
 
 Strength = float | Tensor
@@ -157,3 +158,34 @@ def checked_strength(strength: Any) -> Strength:
     if not isinstance(number, int | float) or not isfinite(number):
         raise EditError(f"a strength must be a finite number, got {strength!r}")
     return float(number)
+
+
+class InputSteering(Protocol):
+    """Changes what a network, or a pipeline, is given; its inside stays untouched."""
+
+    def __call__(self, given: Callable[..., Any], /, *others: Callable[..., Any]) -> Any:
+        """Return a callable that takes and returns what the one before did."""
+
+
+class CacheSteerer(ABC):
+    """Steers by a key-value cache that the network then continues."""
+
+    @abstractmethod
+    def fit(self, model: Model, demonstrations: Any) -> Self:
+        """Make the memory from demonstrations; the network stays as it is."""
+
+    @abstractmethod
+    def cache(self, batch_size: int = 1) -> Any:
+        """Return a cache of its own for some rows."""
+
+
+class WeightSteerer(ABC):
+    """Steers by changed weights, which are applied for a while."""
+
+    @abstractmethod
+    def fit(self, model: Model, data: Any) -> Self:
+        """Learn the change; the network stays as it is."""
+
+    @abstractmethod
+    def applied(self, model: Model) -> AbstractContextManager[None]:
+        """Let the network have the changed weights while the context lasts."""

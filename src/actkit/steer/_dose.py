@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from actkit.core.controller import Dosed
-from actkit.core.edit import Edit
+from actkit.core.edits.edit import Edit
+from actkit.core.edits.operation import Operation
 from actkit.core.errors import EditError
-from actkit.core.operations import Add
 from actkit.steer._base import Strength
 
 
@@ -14,7 +13,7 @@ def rescaled(edits: Sequence[Edit], factor: Strength) -> list[Edit]:
     """Return the edits at `factor` times their strength, so that a loaded file can be turned up.
 
     Args:
-        edits: `add`, or operations of methods, which have a strength.
+        edits: Of operations that have a strength: `add`, and most that methods bring.
         factor: A number, or (B,) numbers, one for each row.
 
     Raises:
@@ -22,17 +21,17 @@ def rescaled(edits: Sequence[Edit], factor: Strength) -> list[Edit]:
 
     Example:
         >>> import torch
-        >>> from actkit.core.edit import add
+        >>> from actkit.core.edits.edit import add
         >>> rescaled([add("resid_post.3", torch.ones(2), 0.5)], 4.0)[0].operation.scale
         2.0
     """
     return [replace(edit, operation=_at(edit, factor)) for edit in edits]
 
 
-def _at(edit: Edit, factor: Strength) -> Add | Dosed:
-    own = edit.operation
-    if isinstance(own, Add):
-        return replace(own, scale=own.scale * factor)
-    if isinstance(own, Dosed):
-        return replace(own, strength=own.strength * factor)
-    raise EditError(f"only what has a strength can be turned up, got {own.name} at {edit.site}")
+def _at(edit: Edit, factor: Strength) -> Operation:
+    found = edit.operation.scaled(factor)
+    if found is None:
+        raise EditError(
+            f"only what has a strength can be turned up, got {edit.operation.name} at {edit.site}"
+        )
+    return found

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from actkit.core.errors import InputError
-from actkit.core.jvp import Strengthened, derivative
-from actkit.core.model import Model
 from actkit.core.progress import track
-from actkit.core.stream import batches
+from actkit.core.sweep.derivative import Strengthened, derivative
+from actkit.core.sweep.stream import batches
+from actkit.model import Model
 
 
 def logit_variance(model: Model, edits: Strengthened, prompts: Any, batch_size: int = 8) -> Tensor:

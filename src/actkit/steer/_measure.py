@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from actkit import data
-from actkit.core.addresses import points_of
-from actkit.core.chats import leading_ids
 from actkit.core.compat import cache_keywords, output_cache
-from actkit.core.edit import Edit
+from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError
-from actkit.core.model import Model
 from actkit.core.progress import track
-from actkit.core.recording import last_tokens
-from actkit.steer._task import Task, as_task, first_token
+from actkit.core.run.chats import leading_ids
+from actkit.core.run.recording import last_tokens
+from actkit.core.sites.site_names import points_of
+from actkit.model import Model
+from actkit.steer._concept import Task, first_token
+from actkit.steer.tasks import as_task
 
 OFF_TARGET_TEXTS, OFF_TARGET_TOKENS = 6, 33
 """How much prose the off-target loss is measured on: 6 x 32 predicted tokens."""

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actkit.core.edit import Edit
+from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError
-from actkit.core.model import Model
 from actkit.core.progress import track
+from actkit.model import Model
+from actkit.steer._concept import first_token
 from actkit.steer._measure import next_logits
-from actkit.steer._task import first_token
 
 
 @dataclass(frozen=True, slots=True)

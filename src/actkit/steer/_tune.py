@@ -13,15 +13,16 @@ import torch
 
 from actkit.catalog import get
 from actkit.core.as_json import as_json
-from actkit.core.edit import Edit
+from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError
-from actkit.core.model import Model
 from actkit.core.progress import track
 from actkit.core.provenance import stamp
 from actkit.core.writing import write_text
+from actkit.model import Model
 from actkit.steer._base import Steerer
+from actkit.steer._concept import Task
 from actkit.steer._measure import divergence, next_logits, perplexity, random_like
-from actkit.steer._task import Task, as_task
+from actkit.steer.tasks import as_task
 
 ROWS = 96
 """Rows of one batch: prompts times strengths."""

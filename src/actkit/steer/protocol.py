@@ -14,14 +14,15 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 from actkit.catalog import methods as entries
-from actkit.core.edit import Edit
+from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError
-from actkit.core.model import Model
-from actkit.core.protocol import Metric, Protocol
+from actkit.model import Model
+from actkit.protocol import Metric, Protocol
 from actkit.steer._base import ContrastSteerer, Steerer
+from actkit.steer._concept import Task
 from actkit.steer._measure import divergence, effects, next_logits, random_like
-from actkit.steer._task import TASKS, Task, as_task
 from actkit.steer._tune import Budget, tune
+from actkit.steer.tasks import TASKS, as_task
 
 BUDGET = Budget(prompts=8, max_new_tokens=16)
 EXAMPLES = 0.75

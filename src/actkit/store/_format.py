@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from actkit.core.errors import StoreError
-from actkit.core.recording import FACTS, Rows
+from actkit.core.run.recording import FACTS, Rows
 
 DTYPES = {
     "float32": torch.float32,

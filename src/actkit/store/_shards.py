@@ -16,7 +16,7 @@ from torch import Tensor
 
 from actkit.core.errors import DamagedError
 from actkit.core.progress import track
-from actkit.core.recording import FACTS
+from actkit.core.run.recording import FACTS
 from actkit.store._format import Column, columns_of, head, starts
 from actkit.store._manifest import Entry, Head, check_size
 from actkit.store._open_shard import about

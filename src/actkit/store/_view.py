@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actkit.core.recording import FACTS, Rows
+from actkit.core.run.recording import FACTS, Rows
 from actkit.store._format import SCALE, decode
 from actkit.store._shards import Ids, Shards
 

@@ -18,26 +18,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from actkit.core.context import ForwardContext
 from actkit.core.digest import digest
-from actkit.core.edit import Edit, as_edits
-from actkit.core.engines import Ray, run_shares
+from actkit.core.edits.edit import Edit, as_edits
+from actkit.core.engines.engine import run_shares
+from actkit.core.engines.settings import Ray
 from actkit.core.errors import BusyError, DataError, InputError, StoreError
-from actkit.core.inputs import Batch
-from actkit.core.on_bad import OnBad
 from actkit.core.progress import note, track
 from actkit.core.provenance import stamp
-from actkit.core.recording import Rows
-from actkit.core.sites import Site
-from actkit.core.stream import batches, encoded, flat_rows, shared_rows
-from actkit.core.stream import num_batches as num_batches_of
+from actkit.core.run.context import ForwardContext
+from actkit.core.run.inputs import Batch
+from actkit.core.run.on_bad import OnBad
+from actkit.core.run.recording import Rows
+from actkit.core.run.site_rows import flat_rows
+from actkit.core.sites.site import Site
+from actkit.core.sweep.stream import batches, encoded, shared_rows
+from actkit.core.sweep.stream import num_batches as num_batches_of
 from actkit.store._manifest import NAME, Entry, Manifest, begun, changed
 from actkit.store._parts import PART, check_alone, finish, part_name
 from actkit.store.reader import Store
 from actkit.store.writer import SHARD_BYTES, StoreWriter
 
 if TYPE_CHECKING:
-    from actkit.core.model import Model
+    from actkit.core.run.runner import Runner
 
 Piece = tuple[dict[str, Tensor], Rows, Any]
 """(N, ...) activations by site, their (N,) rows, and the cursor behind them."""
@@ -60,7 +62,7 @@ class Job:
             what was read before it kept; "skip": it is left out, and named in the end.
     """
 
-    model: "Model"
+    model: "Runner"
     data: Any
     record: str | Site | Sequence[str | Site]
     to: Path
@@ -160,7 +162,7 @@ PATIENCE = 60.0
 
 
 def harvest(
-    model: "Model",
+    model: "Runner",
     data: Any,
     record: str | Site | Sequence[str | Site],
     to: str | os.PathLike[str],
@@ -176,7 +178,7 @@ def harvest(
         to: Folder of the store.
         engine: "local"; "torchrun": started by torchrun, each process runs its share of the
             batches, writes a part of its own and returns its store, and `Store(to)` reads all
-            parts as one store, by rank; "ray", or `actkit.core.engines.Ray` with settings: the
+            parts as one store, by rank; "ray", or `ak.Ray` with settings: the
             same by workers of a cluster whose machines share the folder, as many again when it
             is resumed; it returns the whole store.
         settings: batch_size, dtype, shard_bytes, edits, on_bad; see `Job`.

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from actkit.core.errors import DamagedError, SiteError, StoreError
-from actkit.core.recording import FACTS
+from actkit.core.run.recording import FACTS
 from actkit.store._format import columns_of
 from actkit.store._parts import PART, read_manifests
 from actkit.store._shards import Shard, Shards, damages

@@ -16,7 +16,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from actkit.core.errors import DamagedError, StoreError
-from actkit.core.recording import Rows
+from actkit.core.run.recording import Rows
 from actkit.store._disk import lock, sync_folder, write_all, writing
 from actkit.store._format import columns_of, encode, encode_rows
 from actkit.store._manifest import NAME, Head, Manifest, shard_name
@@ -53,7 +53,7 @@ class StoreWriter:
 
     Example:
         >>> import tempfile, torch
-        >>> from actkit.core.recording import Rows
+        >>> from actkit.core.run.recording import Rows
         >>> from actkit.store import Store
         >>> folder = tempfile.TemporaryDirectory()
         >>> with StoreWriter(folder.name, {"mlp_out.3": (2,)}, dtype="float32") as writer:

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from actkit.trace import _tasks as tasks
+    from actkit.trace import tasks
     from actkit.trace._base import Localizer
     from actkit.trace._parts import Part, Parts, as_parts
     from actkit.trace._scores import Scores
@@ -35,7 +35,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "tasks":
-        return import_module("actkit.trace._tasks")
+        return import_module("actkit.trace.tasks")
     if name not in _HOMES:
         raise AttributeError(f"module 'actkit.trace' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

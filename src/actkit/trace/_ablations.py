@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actkit.core.edit import Edit, set
+from actkit.core.edits.edit import Edit, set
+from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
-from actkit.core.model import Model
-from actkit.core.recording import Recording
-from actkit.core.where import Where
+from actkit.core.run.recording import Recording
+from actkit.model import Model
 from actkit.trace._circuit import Node
 from actkit.trace._parts import Parts
 from actkit.trace._task import Trial

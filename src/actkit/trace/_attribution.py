@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from actkit.anatomy.frozen_norms import FrozenNorm, frozen_norm
 from actkit.core.errors import InputError
-from actkit.core.model import Model
-from actkit.core.recording import Recording, Rows
-from actkit.core.sites import Site
-from actkit.trace._norms import FrozenNorm, frozen_norm
+from actkit.core.run.recording import Recording, Rows
+from actkit.core.sites.site import Site
+from actkit.model import Model
 
 
 def final_norm(model: Model) -> FrozenNorm:

@@ -1,15 +1,16 @@
-"""The trace contract: a localizer scores every part of a network by how much it matters."""
+"""The interfaces of `trace`: localizers, which score parts, and analyses of other kinds."""
 
 import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from actkit.core.model import Model
+from actkit.model import Model
+from actkit.opening.checkpoints import Checkpoints
 from actkit.trace._parts import Parts, as_parts, filled
 from actkit.trace._scores import Scores
 from actkit.trace._task import Task, Trial, as_trial
@@ -86,3 +87,58 @@ def part_names(trial: Trial, parts: Parts) -> list[Sequence[str]]:
         own = [word if same or len(trial) == 1 else f"({word})" for word, same in words]
         names[1 + parts.axes.index("position")] = own
     return names
+
+
+class Analysis(Protocol):
+    """What one network does on some prompts: where, how, and through what.
+
+    The network is left as it is, hooks, flags and weights, after success and after an error.
+    """
+
+    def __call__(self, model: Model, /, *asked: Any, **settings: Any) -> Any:
+        """Return what was found."""
+
+
+class CircuitMeasure(Protocol):
+    """What can be said of circuits, or of what finds them, once they are there."""
+
+    def __call__(self, circuits: Any, /, *others: Any, **settings: Any) -> Any:
+        """Return the numbers."""
+
+
+class TrainingAnalysis(Protocol):
+    """How what a network does comes about over its training."""
+
+    def __call__(self, checkpoints: Checkpoints, /, *asked: Any, **settings: Any) -> Any:
+        """Return what was found over the steps."""
+
+
+class TrainingExperiment(Protocol):
+    """Trains small networks on data of a known kind and watches mechanisms come about."""
+
+    def __call__(self, data: Any, /, **settings: Any) -> Any:
+        """Return what was seen at each step; the same seed gives the same."""
+
+
+class Trainer(ABC):
+    """Trains a given network, which is changed: that is what it is for."""
+
+    @abstractmethod
+    def fit(self, model: Model, *data: Any) -> Any:
+        """Train; return how well what was wanted is there."""
+
+
+class WeightEditor(ABC):
+    """Changes what a network knows by small changes of its weights."""
+
+    @abstractmethod
+    def fit(self, model: Model, data: Any) -> Self:
+        """Learn what changes need to know; the network stays as it is."""
+
+    @abstractmethod
+    def edit(self, model: Model, wanted: Any) -> Any:
+        """Return the change that one wish needs; the network stays as it is."""
+
+
+class Intervention:
+    """Makes edits that hold parts of a network at chosen values, in runs and while it trains."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from actkit.core.addresses import points_of
-from actkit.core.edit import swap
+from actkit.core.edits.edit import swap
 from actkit.core.errors import InputError
-from actkit.core.model import Model
+from actkit.core.sites.site_names import points_of
+from actkit.model import Model
 from actkit.trace._parts import Part, as_parts
 from actkit.trace._task import Task
 

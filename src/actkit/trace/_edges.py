@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from actkit.core.edit import Edit
+from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError, SiteError
-from actkit.core.model import Model
-from actkit.core.recording import Recording
+from actkit.core.run.recording import Recording
+from actkit.model import Model
 from actkit.trace._base import Localizer
 from actkit.trace._gradients import with_metric
 from actkit.trace._graph import Graph

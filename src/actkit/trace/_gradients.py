@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from actkit.core.edit import Edit
+from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError
-from actkit.core.recording import Recording
+from actkit.core.run.recording import Recording
 from actkit.trace._task import Trial
 
 SIDES = {"denoise": ("clean", "corrupt"), "noise": ("corrupt", "clean")}

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actkit.core.addresses import layer_of, points_of
-from actkit.core.model import Model
-from actkit.core.recording import Recording
-from actkit.trace._graph_sight import GraphSight, Read, same
+from actkit.core.run.recording import Recording
+from actkit.core.sites.site_names import layer_of, points_of
+from actkit.model import Model
+from actkit.trace._stream_parts import GraphSight, Read, same
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from actkit.core.edit import set
+from actkit.anatomy.plain_writes import check_plain_writes
+from actkit.core.edits.edit import set
 from actkit.core.errors import InputError
-from actkit.core.plain_writes import check_plain_writes
 from actkit.trace._task import Trial
 
 NEXT, END = "after the subject", "end"

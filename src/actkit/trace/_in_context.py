@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from actkit.core.edit import Edit
+from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError
-from actkit.core.model import Model
-from actkit.core.recording import Recording
+from actkit.core.run.recording import Recording
+from actkit.model import Model
 from actkit.trace._attribution import unembedding
 
 

@@ -9,10 +9,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from actkit.core.edit import Edit, swap
-from actkit.core.edit import set as put
+from actkit.core.edits.edit import Edit, swap
+from actkit.core.edits.edit import set as put
 from actkit.core.errors import InputError
-from actkit.core.model import Model
+from actkit.model import Model
 from actkit.trace._causal import Causal, Places, said
 from actkit.trace._edges import roc_auc
 from actkit.trace._parts import Part, as_parts
@@ -30,7 +30,7 @@ class KnownCircuit:
         places: The parts that compute each variable; all other heads are outside of the circuit.
 
     Example:
-        >>> from actkit.trace._wired import wired_pointer
+        >>> from actkit.trace.circuits.interpbench._wired import wired_pointer
         >>> circuit = wired_pointer()
         >>> sorted(circuit.heads), len(circuit.edges)
         ([(0, 3), (1, 2)], 4)

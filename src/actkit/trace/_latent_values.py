@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from actkit.core.edit import Edit
-from actkit.core.edit import set as put
+from actkit.core.edits.edit import Edit
+from actkit.core.edits.edit import set as put
+from actkit.core.edits.where import Where
 from actkit.core.errors import InputError, NotFittedError
-from actkit.core.model import Model
 from actkit.core.progress import track
-from actkit.core.where import Where
+from actkit.model import Model
 
 
 @dataclass

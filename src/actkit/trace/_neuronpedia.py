@@ -14,8 +14,8 @@ import torch
 from actkit.core.as_json import as_json
 from actkit.core.errors import InputError
 from actkit.core.provenance import stamp
-from actkit.core.token_labels import token_label
-from actkit.trace._circuit_picture import edges, groups, last_layer, place
+from actkit.core.run.token_labels import token_label
+from actkit.show.graph import edges, groups, last_layer, place
 
 if TYPE_CHECKING:
     from actkit.trace._scores import Scores

@@ -4,18 +4,16 @@ Shapes: B pairs, T tokens.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from actkit.core.errors import InputError
-from actkit.core.inputs import Batch
-from actkit.core.model import Model
-from actkit.core.recording import Recording
-from actkit.core.token_labels import token_labels
-
-if TYPE_CHECKING:
-    from actkit.trace._task import Trial
+from actkit.core.run.inputs import Batch
+from actkit.core.run.recording import Recording
+from actkit.core.run.token_labels import token_labels
+from actkit.model import Model
 
 
 def lengths(batch: Batch) -> list[int]:
@@ -57,26 +55,48 @@ def _pieces(model: Model, batch: Batch, row: int) -> list[Any]:
     return ids if model.tokenizer is None else token_labels(model.tokenizer, ids)
 
 
-def aligned(rec: Recording, trial: "Trial", side: str) -> Recording:
+def moved_tokens(align: Sequence[Sequence[int]], to_clean: bool) -> list[list[tuple[int, int]]]:
+    """Return for each pair which token of one side goes where on the other: (from, to).
+
+    Args:
+        align: For each pair, the clean token that each corrupt one corresponds to, or -1.
+        to_clean: Whether tokens go from the corrupt prompt to the clean one.
+    """
+    found = []
+    for pairs in align:
+        known = [(corrupt, clean) for corrupt, clean in enumerate(pairs) if clean >= 0]
+        found.append(known if to_clean else [(clean, corrupt) for corrupt, clean in known])
+    return found
+
+
+def aligned(
+    rec: Recording,
+    own: Recording,
+    moves: Sequence[Sequence[tuple[int, int]]],
+    valid_BT: Tensor,
+    own_valid_BT: Tensor,
+) -> Recording:
     """Return a recording of one side rearranged to the tokens of the other.
 
     Tokens without a counterpart keep what the other side has itself.
+
+    Args:
+        rec: Of the one side.
+        own: Of the other, at the same sites.
+        moves: For each pair the tokens that correspond: (of the one side, of the other).
+        valid_BT: Which columns of the one side are tokens.
+        own_valid_BT: The same of the other.
     """
-    other = "clean" if side == "corrupt" else "corrupt"
-    own = trial.record(other, list(rec))
     values, rows = {}, {}
     for name in rec:
         x, new = rec[name], own[name].clone()
         if own.rows_of(name).valid.shape != new.shape[:2]:
             raise InputError(f"prompts of different lengths cannot be aligned at {name}")
-        for b, pairs in enumerate(trial.task.align or ()):
-            source = trial.valid(side)[b].nonzero()[:, 0]
-            target = trial.valid(other)[b].nonzero()[:, 0]
-            for corrupt, clean in enumerate(pairs):
-                if clean < 0:
-                    continue
-                here, there = (corrupt, clean) if side == "clean" else (clean, corrupt)
-                new[b, target[here]] = x[b, source[there]]
+        for b, pairs in enumerate(moves):
+            source = valid_BT[b].nonzero()[:, 0]
+            target = own_valid_BT[b].nonzero()[:, 0]
+            for before, after in pairs:
+                new[b, target[after]] = x[b, source[before]]
         values[name], rows[name] = new, own.rows_of(name)
     axes = {name: own.axes_of(name) for name in values}
     return Recording(values, rows, own.rows, axes=axes)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actkit.core.addresses import layer_of, plain_name
+from actkit.core.edits.where import Where
 from actkit.core.errors import InputError, SiteError
-from actkit.core.model import Model
-from actkit.core.sites import Site
-from actkit.core.where import Where
+from actkit.core.sites.site import Site
+from actkit.core.sites.site_names import layer_of, plain_name
+from actkit.model import Model
 
 AXES = ("layer", "position", "head", "unit")
 

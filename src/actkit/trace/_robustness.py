@@ -10,10 +10,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from actkit.core.edit import Edit, add, swap
+from actkit.core.edits.edit import Edit, add, swap
+from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
-from actkit.core.model import Model
-from actkit.core.where import Where
+from actkit.model import Model
 from actkit.trace._gradients import sides
 from actkit.trace._parts import Parts, as_parts, beside, filled
 from actkit.trace._task import Task, Trial

@@ -12,7 +12,7 @@ from torch import Tensor
 from actkit.core.as_json import as_json
 from actkit.core.errors import InputError
 from actkit.core.writing import write_text
-from actkit.trace._pictures import label
+from actkit.show.heat_map import label
 
 if TYPE_CHECKING:
     from actkit.trace._task import Trial
@@ -109,7 +109,7 @@ class Scores:
             InputError: There are more than two axes, or the suffix is another one.
             DataError: The file cannot be written.
         """
-        from actkit.trace import _pictures
+        from actkit.show import heat_map as _pictures
 
         return _pictures.figure(self) if path is None else _pictures.write(self, path)
 
@@ -131,7 +131,7 @@ class Scores:
             InputError: The scores are of no edges.
             DataError: The file cannot be written.
         """
-        from actkit.trace._circuit_picture import circuit_svg
+        from actkit.show.graph import circuit_svg
 
         return _written(circuit_svg(self, top), path)
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from actkit.trace._circuit_picture import EDGES, circuit_svg
-from actkit.trace._pictures import (
+from actkit.show.graph import EDGES, circuit_svg
+from actkit.show.heat_map import (
     FONT,
     INK,
     LINE,

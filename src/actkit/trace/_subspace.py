@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actkit.core.edit import Edit, add, project_out
+from actkit.core.edits.edit import Edit, add, project_out
+from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
 from actkit.core.progress import track
-from actkit.core.recording import Recording
-from actkit.core.where import Where
+from actkit.core.run.recording import Recording
 from actkit.trace._gradients import signed_gap, with_metric
 from actkit.trace._task import Trial
 

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actkit.core.edit import Edit
+from actkit.anatomy.answers import Answers, again, pooled, token_ids
+from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError
-from actkit.core.inputs import Batch
-from actkit.core.model import Model, Names
-from actkit.core.recording import Recording
-from actkit.core.sweep import positions
-from actkit.core.token_labels import token_labels
-from actkit.trace._answers import Answers, again, pooled, token_ids
-from actkit.trace._pairs import aligned, check_align, check_lengths, lengths
+from actkit.core.run.inputs import Batch
+from actkit.core.run.recording import Recording
+from actkit.core.run.runner import Names
+from actkit.core.run.token_labels import token_labels
+from actkit.core.sweep.sweep import positions
+from actkit.model import Model
+from actkit.trace._pairs import aligned, check_align, check_lengths, lengths, moved_tokens
 
 Fn = Callable[[Tensor], Tensor]
 
@@ -337,7 +338,10 @@ class Trial:
         rec = self.record(side, record)
         if self.task.align is None:
             return rec
-        return aligned(rec, self, side)
+        other = "clean" if side == "corrupt" else "corrupt"
+        own = self.record(other, list(rec))
+        moves = moved_tokens(self.task.align, to_clean=side == "corrupt")
+        return aligned(rec, own, moves, self.valid(side), self.valid(other))
 
     def sweep(
         self, variants: Sequence[Sequence[Edit]], onto: str = "corrupt", batch: int | str = "auto"

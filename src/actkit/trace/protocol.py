@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 
 from actkit.catalog import methods as entries
-from actkit.core.edit import swap
+from actkit.core.edits.edit import swap
+from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
-from actkit.core.model import Model
-from actkit.core.protocol import Metric, Protocol
-from actkit.core.where import Where
+from actkit.model import Model
+from actkit.protocol import Metric, Protocol
 from actkit.trace._base import Localizer
 from actkit.trace._parts import Parts
 from actkit.trace._scores import Scores
 from actkit.trace._task import Task, Trial
-from actkit.trace._tasks import TASKS, as_task
+from actkit.trace.tasks import TASKS, as_task
 
 PAIRS = 6
 """Pairs in each half, at most."""

@@ -1,0 +1,1 @@
+"""Edits: what to write at a site, and where; their operations, and files of them."""

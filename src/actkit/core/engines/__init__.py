@@ -1,0 +1,1 @@
+"""Where jobs that do not depend on each other run."""

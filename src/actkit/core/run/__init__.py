@@ -1,0 +1,1 @@
+"""One run of a network: inputs, hooks, and what is recorded and changed on the way."""

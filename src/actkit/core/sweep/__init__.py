@@ -1,0 +1,1 @@
+"""Many runs that share work: edited variants, streams of data, derivatives."""

@@ -1,0 +1,1 @@
+"""Watch a network while it runs."""

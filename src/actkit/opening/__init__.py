@@ -1,0 +1,1 @@
+"""Opens networks: by name, from a folder, the Hub, GGUF files and checkpoints."""

@@ -1,0 +1,1 @@
+"""How activations lie by class or condition."""

@@ -1,0 +1,1 @@
+"""How much activations tell, and how far they are more than their parts."""

@@ -1,0 +1,1 @@
+"""What is read off a whole network, from its weights or by running it."""

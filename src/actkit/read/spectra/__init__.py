@@ -1,0 +1,1 @@
+"""What the eigenvalues of activations tell."""

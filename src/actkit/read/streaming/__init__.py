@@ -1,0 +1,1 @@
+"""Readings: statistics of activations that stream and merge."""

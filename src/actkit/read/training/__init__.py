@@ -1,0 +1,1 @@
+"""How activations change while a network trains."""

@@ -1,0 +1,1 @@
+"""Fewer layers for what needs fewer."""

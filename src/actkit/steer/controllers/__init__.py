@@ -1,0 +1,1 @@
+"""Steering that watches the run and answers to it."""

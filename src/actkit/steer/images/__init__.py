@@ -1,0 +1,1 @@
+"""Steering of what makes images and fields."""

@@ -1,0 +1,1 @@
+"""Steering by what a network is given."""

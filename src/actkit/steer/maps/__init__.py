@@ -1,0 +1,1 @@
+"""Maps from how activations are to how they should be."""

@@ -1,0 +1,1 @@
+"""What is added to activations, or put in their place."""

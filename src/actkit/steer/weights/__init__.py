@@ -1,0 +1,1 @@
+"""Steering that ends in changed weights."""

@@ -1,0 +1,1 @@
+"""How much each connection between parts matters."""

@@ -1,0 +1,1 @@
+"""What attention heads and MLPs do, and where they write it."""

@@ -1,0 +1,1 @@
+"""Change what a network knows, or a direction in it, and see what follows."""

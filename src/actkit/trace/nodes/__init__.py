@@ -1,0 +1,1 @@
+"""How much each part matters: heads, layers, positions, neurons."""

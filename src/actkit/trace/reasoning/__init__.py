@@ -1,0 +1,1 @@
+"""How answers come about, step by step."""

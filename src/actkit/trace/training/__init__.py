@@ -1,0 +1,1 @@
+"""How mechanisms come about in training, and training that makes them."""

@@ -1,0 +1,1 @@
+"""Networks and data with a known answer, to hold methods against."""
