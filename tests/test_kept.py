@@ -14,7 +14,7 @@ from tests._kept import kept
 FILES = {
     "src/actkit/__init__.py": "",
     "tests/toy.py": "from tests import part\n",
-    "tests/part.py": "from tests.below import x\n",
+    "tests/part.py": "import tests.below\n",
     "tests/below.py": "x = 1\n",
     "tests/beside.py": "x = 1\n",
 }

@@ -150,11 +150,12 @@ class Code:
             if isinstance(node, ast.ImportFrom):
                 inside = f"{node.module}.{alias.name}"
                 target = (inside, "") if inside in self._paths else (node.module or "", alias.name)
-            elif not alias.asname:  # `import actkit.core.model` binds `actkit`
-                bound = alias.name.partition(".")[0]
-                target = (bound, "")
             if target[0] in self._paths:
                 yield bound, target
+            if isinstance(node, ast.Import) and not alias.asname:
+                top = alias.name.partition(".")[0]  # what `import actkit.core` binds
+                if top in self._paths:
+                    yield top, (top, "")
 
     def _keys(self, statement: ast.stmt, module: Module) -> Iterator[str]:
         """Yield the papers that a test's marks name; mark and key may be constants of the file."""
