@@ -126,15 +126,16 @@ def check_refit(make: Callable[[], Any], fit: Callable[[Any, Tensor], Any], use:
 
 def check_seeded(run: Callable[[int], Any]) -> None:
     """Hold that the seed, and it alone, decides the result: global random states are not used."""
-    before = _random_states()
+    before = random_states()
     first = run(0)
     check_same(run(0), first)
-    assert _random_states() == before, "a global random state was used or set"
+    assert random_states() == before, "a global random state was used or set"
     with pytest.raises(AssertionError):
         check_same(run(1), first)
 
 
-def _random_states() -> tuple[bytes, ...]:
+def random_states() -> tuple[bytes, ...]:
+    """Return the states of the global random generators."""
     states = (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state())
     return tuple(map(pickle.dumps, states))
 

@@ -48,6 +48,7 @@ def test_entry_is_read_from_the_file(tmp_path: Path) -> None:
             arxiv=("1807.03888", "2001.00001"),
             object="distance",
             signature="distance(acts_ND, /, *, power: float=2.0) -> float",
+            required=("acts_ND",),
             path=path,
         )
     }

@@ -70,6 +70,7 @@ class Entry:
         arxiv: The arXiv ids in `source`.
         object: The name of the marked class or function.
         signature: How it is called, for example `Probe(ridge: float = 0.1)`.
+        required: Parameters that have no default.
         path: The file.
     """
 
@@ -82,6 +83,7 @@ class Entry:
     arxiv: tuple[str, ...]
     object: str
     signature: str
+    required: tuple[str, ...]
     path: Path
 
     @property
@@ -254,6 +256,7 @@ def _read(path: Path, family: str) -> Entry:
         arxiv=tuple(ARXIV.findall(source)),
         object=node.name,
         signature=node.name + _signature(node),
+        required=required(_signature(node)),
         path=path,
     )
 
@@ -306,6 +309,22 @@ def _signature(node: Definition) -> str:
     return f"({', '.join(_fields(node))})"
 
 
+def required(signature: str) -> tuple[str, ...]:
+    """Return the names of a signature's parameters that have no default.
+
+    Example:
+        >>> required("(sites: str, ridge: float = 0.1, *, seed: int)")
+        ('sites', 'seed')
+    """
+    parameters = signature.rpartition(" -> ")[0] if ") -> " in signature else signature
+    nodes = ast.walk(ast.parse(f"def f{parameters}: ..."))
+    args = next(node for node in nodes if isinstance(node, ast.arguments))
+    given = [*args.posonlyargs, *args.args]
+    without = given[: len(given) - len(args.defaults)]
+    named = zip(args.kwonlyargs, args.kw_defaults, strict=True)
+    return (*(a.arg for a in without), *(a.arg for a, default in named if default is None))
+
+
 def _fields(node: ast.ClassDef) -> Iterator[str]:
     """Yield the fields of a dataclass that its caller gives."""
     for item in node.body:
@@ -316,5 +335,6 @@ def _fields(node: ast.ClassDef) -> Iterator[str]:
         if "KW_ONLY" in kind:
             yield "*"
         elif not (name.startswith("_") or "ClassVar" in kind or "init=False" in value):
-            default = "..." if "field(" in value else value
-            yield f"{name}: {kind}" + (f" = {default}" if default else "")
+            if value.startswith("field("):
+                value = "..." if "default" in value else ""
+            yield f"{name}: {kind}" + (f" = {value}" if value else "")

@@ -4,6 +4,8 @@ Shapes: L layers, H heads.
 """
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -114,3 +116,12 @@ def test_pairs_of_several_lengths_compare_heads_alone() -> None:
     found = PROTOCOL.measure(Patch(), task, m, 0)
     assert math.isnan(found["agreement, stream"])
     assert found["agreement, heads"] == pytest.approx(1.0)
+
+
+def test_methods_that_take_no_part_are_not_imported() -> None:
+    code = (
+        "import sys; from actkit.trace.protocol import PROTOCOL; PROTOCOL.methods('ioi'); "
+        "print([n for n in sys.modules if n.endswith(('.nodes.patch', '.reasoning.tree_path'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['actkit.trace.nodes.patch']"

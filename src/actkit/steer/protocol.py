@@ -5,7 +5,6 @@ chooses its layer and strength within the same bounds on KL and perplexity, on t
 is measured.
 """
 
-import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, ClassVar
 
+from actkit.catalog import Entry
 from actkit.catalog import methods as entries
 from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError
@@ -104,8 +104,7 @@ class SteerProtocol(Protocol):
 
     def methods(self, task: Any) -> Mapping[str, Any]:
         """Return every method that learns from examples and needs no settings; the controls."""
-        found = {e.name: e.load() for e in entries("steer")}
-        text = {name: own for name, own in found.items() if _takes_part(own)}
+        text = {e.name: e.load() for e in entries("steer") if _takes_part(e)}
         controls = {"no edit": NoEdit(), "random direction": RandomDirection()}
         return {**text, **controls, "prompt only": PromptOnly()}
 
@@ -169,11 +168,9 @@ def _layers(model: Model) -> list[int]:
     return list(range(num - 2, max(num // 5, 0) - 1, -STRIDE))[::-1] or [0]
 
 
-def _takes_part(made: Any) -> bool:
-    if not (isinstance(made, type) and issubclass(made, ContrastSteerer)):
-        return False
-    settings = inspect.signature(made).parameters.values()
-    return all(s.default is not inspect.Parameter.empty for s in settings)
+def _takes_part(entry: Entry) -> bool:
+    """Say whether a method learns from examples and needs no settings, from its text alone."""
+    return entry.interface == ContrastSteerer.__name__ and not entry.required
 
 
 PROTOCOL = SteerProtocol()

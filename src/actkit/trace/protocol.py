@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from actkit.catalog import Entry
 from actkit.catalog import methods as entries
 from actkit.core.edits.edit import swap
 from actkit.core.edits.where import Where
@@ -27,6 +28,7 @@ from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.protocol import Metric, Protocol
 from actkit.trace._base import Localizer
+from actkit.trace._edges import EdgeLocalizer
 from actkit.trace._parts import Parts
 from actkit.trace._scores import Scores
 from actkit.trace._task import Task, Trial
@@ -77,8 +79,8 @@ class TraceProtocol(Protocol):
 
     def methods(self, task: Any) -> Mapping[str, Any]:
         """Return every localizer that needs no settings, and the random control."""
-        found = {e.name: e.load() for e in entries("trace")}
-        return {**{n: own for n, own in found.items() if _takes_part(own)}, "random": RandomScores}
+        found = {e.name: e.load() for e in entries("trace") if _takes_part(e)}
+        return {**found, "random": RandomScores}
 
     def chosen(self, task: Any, methods: Any = None) -> dict[str, Any]:
         """Return the methods to compare, by default the quick ones; a task may be a user's own."""
@@ -235,11 +237,10 @@ def asked(localizer: Localizer, parts: str) -> Localizer:
     return replace(localizer, parts=parts) if "parts" in choice else localizer  # type: ignore[type-var]
 
 
-def _takes_part(made: Any) -> bool:
-    if not (isinstance(made, type) and issubclass(made, Localizer)):
-        return False
-    settings = inspect.signature(made).parameters.values()
-    return all(s.default is not inspect.Parameter.empty for s in settings)
+def _takes_part(entry: Entry) -> bool:
+    """Say whether a method is a localizer that needs no settings, from its text alone."""
+    localizers = {Localizer.__name__, EdgeLocalizer.__name__}
+    return entry.interface in localizers and not entry.required
 
 
 PROTOCOL = TraceProtocol()

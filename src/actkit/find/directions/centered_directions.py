@@ -79,6 +79,13 @@ def centered_directions(
         >>> directions(acts_GED)
         tensor([[ 0.,  1.],
                 [ 0., -1.]])
+        >>> import actkit as ak
+        >>> model = ak.open(torch.nn.Sequential(torch.nn.Identity()))
+        >>> prompts = [[[[9.0, 1.0]], [[9.0, -1.0]]], [[[4.0, 5.0]], [[4.0, 3.0]]]]
+        >>> tensors = [torch.tensor(row) for row in prompts]
+        >>> centered_directions(model, tensors, ["up", "down"], "0:out").vectors["0:out"]
+        tensor([[ 0.,  1.],
+                [ 0., -1.]])
     """
     counts = sorted({len(row) for row in prompts})
     if counts != [len(concepts)]:

@@ -67,7 +67,9 @@ def ccgp(
     for left, right in track(list(product(*held_out)), "holding out conditions"):
         seen = [c for c in range(len(groups)) if c not in left + right]
         labels = [c in two for c in seen for _ in groups[c]]
-        machine = SVC(kernel="linear", C=regularisation, class_weight="balanced")
+        machine = SVC(
+            kernel="linear", C=regularisation, class_weight="balanced", random_state=0
+        )  # which draws from the global generator else, for nothing
         machine.fit(torch.cat([groups[c] for c in seen]).numpy(), labels)
         for c in left + right:
             accuracies.append(float((machine.predict(groups[c].numpy()) == (c in two)).mean()))

@@ -107,6 +107,10 @@ class DAC(ContrastSteerer):
         >>> p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.2, 0.8]])
         >>> divergence(p.log(), q.log(), 0.9).round(decimals=3)  # log 0.5 - (log 0.2 + log 0.8) / 2
         tensor([0.2230])
+        >>> import actkit as ak
+        >>> dac = DAC(num_steps=1).fit(ak.open("smollm2"), [("I love", "I hate"), ("Good", "Bad")])
+        >>> len(dac.edits())  # the heads of every layer
+        30
     """
 
     grid = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)

@@ -56,6 +56,19 @@ class MoTE(Steerer):
         >>> tune = Tune((2,), strength=-1.0)
         >>> tune(torch.tensor([[[3.0, 1.0, 9.0]]])).softmax(-1).round(decimals=2)
         tensor([[[0.8800, 0.1200, 0.0000]]])
+        >>> import actkit as ak
+        >>> from transformers import MixtralConfig, MixtralForCausalLM
+        >>> config = MixtralConfig(
+        ...     vocab_size=9, hidden_size=4, intermediate_size=5, num_hidden_layers=1,
+        ...     num_attention_heads=1, num_key_value_heads=1, num_local_experts=3,
+        ... )
+        >>> net = MixtralForCausalLM(config).eval()
+        >>> _ = [p.data.copy_(torch.arange(p.numel()).sin().view_as(p)) for p in net.parameters()]
+        >>> model = ak.open(net)
+        >>> sides = {"positive": [[1], [4]], "negative": [[5], [8]]}
+        >>> MoTE().fit(model, sides).rates_[0]  # how often each of the experts is chosen
+        tensor([[0., 1., 1.],
+                [1., 0., 1.]])
     """
 
     grid = (-1.0, -0.75, -0.5, -0.25, 1.0, 3.0)

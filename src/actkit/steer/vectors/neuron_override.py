@@ -44,6 +44,10 @@ class NeuronOverride(Steerer):
         >>> import torch
         >>> Override(5.0, strength=2.0)(torch.tensor([[[0.1, -3.0]]]))
         tensor([[[10., 10.]]])
+        >>> import actkit as ak
+        >>> override = NeuronOverride().fit(ak.open("smollm2"), {3: [5, 7]})
+        >>> [edit.site for edit in override.edits()]
+        ['mlp_hidden.3']
     """
 
     grid = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)

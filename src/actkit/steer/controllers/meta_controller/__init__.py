@@ -122,6 +122,11 @@ class MetaController(Steerer):
         >>> _ = torch.nn.init.constant_(net.switch.bias, -1e9)  # a switch that always holds
         >>> net.hold(torch.ones(1, 3, 1), torch.ones(1, 3, 2))[0].flatten().tolist()
         [0.0, 0.0, 0.0]
+        >>> import actkit as ak
+        >>> model = ak.open(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(2, 3)))
+        >>> data = {"inputs": torch.ones(4, 3, 2), "actions": torch.zeros(4, 3).long()}
+        >>> [edit.site for edit in MetaController("0:out", num_steps=2).fit(model, data).edits()]
+        ['0:out']
     """
 
     site: str

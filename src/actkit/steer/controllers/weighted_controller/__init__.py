@@ -105,6 +105,11 @@ class WeightedController(ContrastSteerer):
         >>> patch = Patch(torch.ones(2), torch.zeros(2, 3), torch.tensor([4.0, 0.0]), "raw", key="")
         >>> patch.act(torch.zeros(1, 1, 2), {"hidden": torch.ones(1, 3)}, None)
         tensor([[[2., 2.]]])
+        >>> import actkit as ak
+        >>> sides = zip("love joy good kind".split(), "hate grief bad cruel".split(), strict=True)
+        >>> steerer = WeightedController(num_epochs=1).fit(ak.open("smollm2"), list(sides))
+        >>> steerer.reads_, steerer.direction_.shape
+        ([9, 15], torch.Size([576]))
     """
 
     grid = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0)

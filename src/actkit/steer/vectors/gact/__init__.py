@@ -62,6 +62,11 @@ class GACT(ContrastSteerer):
         >>> choose(torch.tensor([[[4.0, 1.0], [0.0, 2.0]]]))
         tensor([[[7., 1.],
                  [0., 5.]]])
+        >>> import actkit as ak
+        >>> sides = zip("love joy good kind".split(), "hate grief bad cruel".split(), strict=True)
+        >>> gact = GACT(num_clusters=2, layers=18).fit(ak.open("smollm2"), list(sides))
+        >>> gact.vectors_[18].shape
+        torch.Size([2, 576])
     """
 
     num_clusters: int = 3
