@@ -7,7 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
+# What one process of the tests compiles the others read; images of containers often forbid it.
+export PYTHONDONTWRITEBYTECODE :=
 TESTS ?=
+PAPERS ?=
+SINCE ?= main
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --durations=20 --durations-min=2
+EVIDENCE = $(BIN)/python -m actkit.evidence
 TASKS ?=
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -24,24 +30,31 @@ weights: $(INSTALLED) ## fetch Gemma-3-270M and Whisper tiny (310 MB), which som
 	$(BIN)/python -c 'import actkit as ak; ak.open("gemma-270m"), ak.open("whisper-tiny")'
 
 test: $(INSTALLED) ## install what is missing and run the tests but slow ones; TESTS=tests/read for a part
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow" $(TESTS)
+	$(PYTEST) -m "not slow" $(TESTS)
 
-slow: $(INSTALLED) ## run the tests that take over ten seconds each
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal -m slow $(TESTS)
+slow: $(INSTALLED) ## run the slow tests that are no evidence, and of papers changed since SINCE=main
+	papers=$$($(EVIDENCE) --changed $(SINCE)); echo "papers changed since $(SINCE): $$papers"; \
+	$(PYTEST) -m slow --papers="$$papers" $(TESTS)
 
 versions: ## core, store and contract tests on other versions: VERSIONS="lowest pinned newest"
 	JOBS=$(JOBS) .ci/versions $(or $(VERSIONS),lowest pinned newest)
 
-check: $(INSTALLED) ## format, lint and types
+check: $(INSTALLED) ## format, lint, types, and that no paper's evidence is stale
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(EVIDENCE) --check
 	$(BIN)/mypy
 
-evidence: $(INSTALLED) ## measure all papers, write docs/evidence.*; TESTS=tests/read for a part
+evidence: $(INSTALLED) ## measure all papers, write docs/evidence.*; PAPERS=stale, TESTS=tests/read for a part
 	rm -rf build/evidence && mkdir -p build/evidence
-	status=0; OMP_NUM_THREADS=1 $(BIN)/pytest -m paper -n $(JOBS) --dist worksteal \
+	papers="$(PAPERS)"; \
+	if [[ $$papers == stale ]]; then \
+		papers=$$($(EVIDENCE) --stale); \
+		[[ -n $$papers ]] || { echo "no row is stale"; exit 0; }; \
+	fi; \
+	status=0; $(PYTEST) -m paper $${papers:+--papers="$$papers"} \
 		--evidence=build/evidence $(or $(TESTS),tests) || status=$$?; \
-	$(BIN)/python -m actkit.evidence build/evidence $(if $(TESTS),--keep); \
+	$(EVIDENCE) build/evidence $(if $(TESTS)$(PAPERS),--keep); \
 	exit $$status
 
 architectures: $(INSTALLED) ## examine every type of network in transformers, write docs/architectures.md
@@ -58,7 +71,7 @@ leaderboard: $(INSTALLED) ## compare all methods of a family on SmolLM2: FAMILY=
 	$(BIN)/python -m bench.leaderboard $(or $(FAMILY),steer) $(TASKS)
 
 docs: $(INSTALLED) ## write the evidence page again and build the site
-	$(BIN)/python -m actkit.evidence
+	$(EVIDENCE)
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 browser: ## install Chromium, which the test of the report needs (Debian, as root)

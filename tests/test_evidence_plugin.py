@@ -78,6 +78,31 @@ def test_parallel_workers_lose_no_record(pytester: pytest.Pytester, run: Any) ->
 
 
 @pytest.mark.parametrize(
+    ("papers", "left"),
+    [(KEY, ["one", "two"]), ("tinytl", ["one", "two"]), ("mish", ["three"]), ("", [])],
+)
+def test_papers_are_chosen_with_those_that_share_a_test(
+    papers: str, left: list[str], pytester: pytest.Pytester, run: Any
+) -> None:
+    text = (
+        PASSING
+        + """
+    @pytest.mark.paper("mish")
+    def test_three(evidence):
+        evidence("loss", measured=1, at_most=2)
+"""
+    )
+    done = run(text, f"--papers={papers}")
+    done.assert_outcomes(passed=len(left) + 1, deselected=3 - len(left))
+    assert [record["test"].rpartition("_")[2] for record in records(pytester)] == left
+
+
+def test_papers_that_are_unknown_are_refused(run: Any) -> None:
+    done = run(PASSING, "--papers=mish,mush")
+    done.stderr.fnmatch_lines(["*--papers must name papers of docs/papers.csv, got ?'mush'?"])
+
+
+@pytest.mark.parametrize(
     "bound",
     [
         "measured=1.0, at_least=1.01",

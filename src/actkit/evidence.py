@@ -1,16 +1,24 @@
 """The evidence table: from what marked tests recorded to `evidence.json` and `evidence.md`.
 
     python -m actkit.evidence [RECORDS] [--docs docs] [--keep]
+    python -m actkit.evidence --check | --stale | --changed REVISION | --digests
 
 RECORDS is a folder of JSON lines, one per marked test, as `pytest --evidence=RECORDS` writes it.
 Without it only `evidence.md` is written again, from `evidence.json`.
+
+A row keeps the digest of the code that it was measured on (`actkit.digests`). Where the code has
+another one today the row is stale: `--check` fails and says which, `--stale` prints their keys.
+`--digests` records today's digests without measuring anything: whoever calls it vouches that the
+numbers of every row are still those of the code.
 """
 
 import argparse
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +26,11 @@ from typing import Any
 
 from actkit.catalog import methods
 from actkit.core.errors import DataError
+from actkit.digests import REPOSITORY, Code
 from actkit.papers import PURPOSES, Figure, Paper, Standing, papers
 
+Row = dict[str, Any]
+"""A row of `evidence.json`: a `Standing`, and the digest of the code that it was measured on."""
 HEAD = """# Evidence
 
 Each paper is answered by at least one test that reproduces its claim at small scale. A paper works
@@ -72,32 +83,152 @@ def to_markdown(table: dict[str, Standing], measured_with: str) -> str:
     return HEAD + "\n".join(lines)
 
 
+def stale(rows: Mapping[str, Row], code: Code) -> dict[str, str]:
+    """Return the papers whose rows were measured on other code than today's, and why."""
+    found = {key: _why_stale(key, rows.get(key, {}), code) for key in papers()}
+    return {key: why for key, why in found.items() if why}
+
+
+def changed(rows: Mapping[str, Row], before: Mapping[str, Row]) -> list[str]:
+    """Return the papers whose rows were measured on other code than those of an earlier table.
+
+    Rows of a table from before digests were kept do not count.
+    """
+    found = []
+    for key, row in rows.items():
+        old = before.get(key, {})
+        undated = bool(old.get("tests")) and "digest" not in old
+        if row["tests"] and not undated and row.get("digest") != old.get("digest"):
+            found.append(key)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write both tables; see the top of the file."""
+    """Write both tables, or compare rows with the code; see the top of the file."""
+    given = _parser().parse_args(arguments)
+    path = given.docs / "evidence.json"
+    if given.records is not None:
+        _store(path, _measured(given, path))
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    rows = stored["papers"]
+    if given.check:
+        _check(stale(rows, Code(given.root)))
+    elif given.stale:
+        sys.stdout.write(",".join(stale(rows, Code(given.root))) + "\n")
+    elif given.changed:
+        sys.stdout.write(",".join(changed(rows, _rows_at(given.changed, path))) + "\n")
+    elif given.digests:
+        _store(path, stored | {"papers": _vouched(rows, Code(given.root))})
+    else:
+        table = {key: Standing() for key in papers()}
+        table |= {key: Standing.of(row) for key, row in rows.items()}
+        page = given.docs / "evidence.md"
+        page.write_text(to_markdown(table, stored["measured_with"]), encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m actkit.evidence")
     parser.add_argument("records", type=Path, nargs="?", help="what pytest --evidence=... wrote")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the tables are")
+    parser.add_argument("--root", type=Path, default=REPOSITORY, help="where the code is")
     parser.add_argument("--keep", action="store_true", help="keep papers that were not run")
-    given = parser.parse_args(arguments)
-    path = given.docs / "evidence.json"
-    if given.records is None:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        table = {key: Standing() for key in papers()} | _stored(stored)
-        measured_with = stored["measured_with"]
-    else:
-        table, measured_with = standings_of(read_records(given.records)), _machine()
-        if given.keep:
-            old = _stored(json.loads(path.read_text(encoding="utf-8")))
-            table = {k: s if s.tests else old.get(k, s) for k, s in table.items()}
-        rows = {key: asdict(standing) for key, standing in table.items()}
-        facts = {"measured_with": measured_with, "papers": rows}
-        path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    page = given.docs / "evidence.md"
-    page.write_text(to_markdown(table, measured_with), encoding="utf-8")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--check", action="store_true", help="fail where a row is stale")
+    instead.add_argument("--stale", action="store_true", help="print the papers of stale rows")
+    instead.add_argument("--changed", metavar="REVISION", help="print papers measured since then")
+    instead.add_argument("--digests", action="store_true", help="vouch for all rows as they stand")
+    return parser
 
 
-def _stored(stored: dict[str, Any]) -> dict[str, Standing]:
-    return {key: Standing.of(row) for key, row in stored["papers"].items()}
+def _measured(given: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Return the table of a run, with the digests of the code that it ran."""
+    code, table = Code(given.root), standings_of(read_records(given.records))
+    rows = {key: asdict(s) | {"digest": _digest(key, s, code)} for key, s in table.items()}
+    if given.keep:
+        old = json.loads(path.read_text(encoding="utf-8"))["papers"]
+        rows = {key: row if row["tests"] else old.get(key, row) for key, row in rows.items()}
+    return {"measured_with": _machine(), "papers": rows}
+
+
+def _store(path: Path, facts: dict[str, Any]) -> None:
+    path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _digest(key: str, standing: Standing, code: Code) -> str:
+    """Return the digest of the code that a row was measured on, empty if a test was left out."""
+    if not standing.tests or _unlike(key, standing.tests, code):
+        return ""
+    return code.digest(key, standing.methods)
+
+
+def _why_stale(key: str, row: Row, code: Code) -> str:
+    tests = tuple(row.get("tests", ()))
+    if why := _unlike(key, tests, code):
+        return why
+    try:
+        today = code.digest(key, tuple(row["methods"])) if tests else row.get("digest")
+    except DataError as error:
+        return str(error)
+    if today == row.get("digest"):
+        return ""
+    return "its tests or methods changed" if row.get("digest") else "no digest was recorded"
+
+
+def _unlike(key: str, tests: Sequence[str], code: Code) -> str:
+    """Return how the tests of a row differ from those that bear the paper's mark, by name."""
+    measured = {test.partition("[")[0].rpartition("::")[2] for test in tests}
+    marked = {name for _, name in code.marked.get(key, ())}
+    if new := sorted(marked - measured):
+        return f"not measured: {', '.join(new)}"
+    if gone := sorted(measured - marked):
+        return f"bears the mark no more: {', '.join(gone)}"
+    return ""
+
+
+def _check(found: Mapping[str, str]) -> None:
+    if not found:
+        return
+    lines = [f"stale: {key}: {why}" for key, why in found.items()]
+    raise SystemExit("\n".join([*lines, "measure these again: make evidence PAPERS=stale"]))
+
+
+def _vouched(rows: Mapping[str, Row], code: Code) -> dict[str, Row]:
+    """Return the rows with today's digests, and with the files where their tests are today."""
+    found = {}
+    for key, row in rows.items():
+        if why := _unlike(key, row["tests"], code):
+            raise DataError(f"only what was measured can be vouched for, {key}: {why}")
+        where = {name: code.file(module) for module, name in code.marked.get(key, ())}
+        tests = [
+            test if (code.root / test.partition("::")[0]).exists() else _moved(test, where)
+            for test in row["tests"]
+        ]
+        digest = code.digest(key, tuple(row["methods"])) if tests else ""
+        found[key] = row | {"tests": tests, "digest": digest}
+    sys.stdout.write(
+        f"digests of {sum(bool(row['digest']) for row in found.values())} papers recorded, "
+        "nothing measured: you vouch that their numbers are those of this code\n"
+    )
+    return found
+
+
+def _moved(test: str, where: Mapping[str, str]) -> str:
+    name = test.rpartition("::")[2]
+    return f"{where[name.partition('[')[0]]}::{name}"
+
+
+def _rows_at(revision: str, path: Path) -> dict[str, Row]:
+    """Return the rows of the table as a commit holds it.
+
+    Raises:
+        DataError: The commit has no such table.
+    """
+    command = ["git", "-C", str(path.parent), "show", f"{revision}:./{path.name}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DataError(f"{revision} must hold {path}: {done.stderr.strip()}")
+    rows: dict[str, Row] = json.loads(done.stdout)["papers"]
+    return rows
 
 
 def _machine() -> str:

@@ -109,10 +109,11 @@ class Standing:
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> "Standing":
-        """Build from a row of `evidence.json`."""
+        """Build from a row of `evidence.json`, whose digest is of no use here."""
         tuples = {k: tuple(row[k]) for k in ("methods", "tests")}
         figures = tuple(Figure(**f) for f in row["figures"])
-        return cls(**{**row, **tuples, "figures": figures})
+        facts = {k: v for k, v in row.items() if k != "digest"}
+        return cls(**{**facts, **tuples, "figures": figures})
 
 
 @dataclass(frozen=True, slots=True)

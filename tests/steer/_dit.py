@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import fold, scaled_dot_product_attention
 
+from tests._kept import kept
+
 Predict = Callable[[Tensor, Tensor], Tensor]
 """From noisy images and times to the noise."""
 
@@ -120,6 +122,7 @@ def gaussian(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@kept
 def trained(
     images: Tensor, prompts_NP: Tensor, num_updates: int, patch: int = 2, width: int = 32
 ) -> DiT:

@@ -182,6 +182,7 @@ def shards(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_loses_its_open_shard_at_most(cluster: Any, tmp_path: Path) -> None:
     whole = mlp().harvest(Calm(), SITES, tmp_path / "whole", **SETTINGS)
     source = Source(partial(die_after_a_look, tmp_path), tmp_path / "died")
@@ -288,6 +289,7 @@ def test_observe_finds_what_the_local_engine_finds(cluster: Any) -> None:
     assert {peak.sample for peak in spread["resid_post.2"][2].result().top} - {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_repeats_its_share(cluster: Any, tmp_path: Path) -> None:
     local = mlp().observe(Calm(), {"2:out": [Moments(skip_first=False)]}, 2)
     source = Source(die, tmp_path / "died")
@@ -314,6 +316,7 @@ def test_compare_measures_what_the_local_engine_measures(cluster: Any) -> None:
     check_same([r.values[first] for r in spread.runs], [r.values[first] for r in local.runs])
 
 
+@pytest.mark.slow
 def test_a_named_network_is_opened_by_the_workers(cluster: Any, smollm2: Model) -> None:
     assert len(on_ray._pickled(smollm2)) < 2000
     wanted = {"resid_post.1": [Moments()]}
@@ -337,6 +340,7 @@ def shifted() -> Model:
     return model
 
 
+@pytest.mark.slow
 def test_what_fails_in_a_worker_is_told(cluster: Any) -> None:
     with pytest.raises(EditError, match=r"^no 7$"):
         run_jobs(failing, [7], "ray")

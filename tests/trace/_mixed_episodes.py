@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from actkit.worlds.toy_transformer import toy
+from tests._kept import kept
 
 LABELS, ITEMS, SHOTS = 4, 24, 3
 """Tokens 0 to 3 are labels; item i is token 4 + i, and its label in memory is i modulo 4."""
@@ -40,6 +41,7 @@ def episodes(num: int, shift: Tensor, shown: Tensor, seed: int) -> tuple[Tensor,
     return token_BT, label_B
 
 
+@kept
 def trained(num_steps: int, seed: int = 0) -> Any:
     """Train four blocks on two kinds of episodes, by halves.
 

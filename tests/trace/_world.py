@@ -12,6 +12,7 @@ from actkit.core.run.recording import Recording
 from actkit.model import Model
 from actkit.trace._task import Task
 from actkit.worlds.toy_transformer import toy
+from tests._kept import kept
 
 HEADS, WIDTH = 8, 64
 KEYS, VALUES, SIZE, NUM = 24, 6, 5, 6
@@ -76,6 +77,7 @@ def hops_task(num: int, seed: int) -> Task:
     return Task(clean, corrupt, answer_B, wrong, name="two hops")
 
 
+@kept
 def trained(num_steps: int = 600, sharpen_from: int = 250, seed: int = 0) -> Any:
     """Train four blocks of attention on two hops, and on a sixth of recall and of one hop each.
 

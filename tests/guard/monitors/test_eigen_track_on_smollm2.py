@@ -34,6 +34,7 @@ def aurocs(model: Model, blocks: list[list[int]], site: str) -> tuple[list[float
     return auroc_W, [a for a, token in zip(auroc_W, last_token, strict=True) if token < TURN]
 
 
+@pytest.mark.slow
 @pytest.mark.paper("structure-redundancy-large-language")
 def test_a_text_that_falls_into_a_loop_is_seen(smollm2: Model, evidence: Evidence) -> None:
     blocks = islice(chunks(text("austen", 160), smollm2.tokenizer, LENGTH), 64)

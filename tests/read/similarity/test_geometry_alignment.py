@@ -92,6 +92,7 @@ def learned(
     return [geometry_alignment(h, x, y) for h, x, y in each]
 
 
+@pytest.mark.slow
 @pytest.mark.paper("task-structure-nonlinearity-jointly")
 def test_tanh_takes_on_the_targets_and_relu_keeps_the_inputs(evidence: Evidence) -> None:
     tanh, relu = (learned(f, num_labels=3, spread=3.0) for f in (torch.tanh, torch.relu))

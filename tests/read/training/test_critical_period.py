@@ -40,6 +40,7 @@ def both(x_ND: Tensor, gen: torch.Generator) -> Tensor:
     return x_ND[:, None] + 0.3 * torch.randn(len(x_ND), 2, 64, generator=gen)
 
 
+@pytest.mark.slow
 @pytest.mark.paper(KEY)
 def test_depth_makes_the_early_deficit_of_one_eye_last(evidence: Evidence) -> None:
     from sklearn.datasets import load_digits

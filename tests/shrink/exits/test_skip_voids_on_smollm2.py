@@ -58,6 +58,7 @@ def final_states(model: Model, tokens: list[int]) -> tuple[float, int]:
     return off, int((found_TV[whole_T] != plain_TV[whole_T]).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.paper("void-language-models")
 def test_final_state_is_the_lens_of_the_last_active_layer(
     smollm2: Model, tokens: list[int], evidence: Evidence
@@ -75,6 +76,7 @@ def test_final_state_is_the_lens_of_the_last_active_layer(
                  at_most=most)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.paper("void-language-models")
 def test_void_layers_matter_less_than_others(
     smollm2: Model, tokens: list[int], evidence: Evidence
@@ -92,6 +94,7 @@ def test_void_layers_matter_less_than_others(
              measured=sum(by_chance) / 8 / added, at_least=1.2)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.paper("void-language-models")
 def test_skipped_blocks_are_not_run_and_the_cache_stays_right(
     smollm2: Model, evidence: Evidence

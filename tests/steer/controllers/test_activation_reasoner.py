@@ -386,6 +386,7 @@ def propositions(model: Model, site: str) -> tuple[float, list[float]]:
     return read(means - means.mean(0)), [read(drawn) for drawn in random]
 
 
+@pytest.mark.slow
 @pytest.mark.paper("activationreasoning")
 def test_propositions_in_smollm2(smollm2: Model, evidence: Evidence) -> None:
     """Four countries and the word capital, in sentences unlike those it was fitted on."""

@@ -270,6 +270,7 @@ def detect() -> Any:
     return lambda images: torch.tensor(network.predict_proba(images.flatten(1).numpy())[:, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.paper("attentive-eraser")
 def test_discs_are_erased_from_stripes(trained: DiT, detect: Any, evidence: Evidence) -> None:
     """From the image noised to 80 %; outside the mask it is put back after each step.

@@ -276,6 +276,7 @@ def tuned(model: Model, steer: CrossAttnSteer, pairs: Counterfactuals) -> float:
     return -strength
 
 
+@pytest.mark.slow
 @pytest.mark.paper("medsteer")
 def test_counterfactuals_of_the_same_seed(trained: DiT, classify: Any, evidence: Evidence) -> None:
     model, sample = ak.open(trained), Sampler(trained)
@@ -310,6 +311,7 @@ def randomised(steer: CrossAttnSteer, strength: float, seed: int) -> list[ak.Edi
     return edits
 
 
+@pytest.mark.slow
 @pytest.mark.paper("medsteer")
 def test_the_other_way_round(trained: DiT, classify: Any, evidence: Evidence) -> None:
     """Crosses to discs, by positive strengths on samples of the negative prompt.

@@ -306,6 +306,7 @@ def test_viscosity_follows_the_strength(
     evidence("share of random directions with less effect", measured=less, at_least=0.95)
 
 
+@pytest.mark.slow
 @pytest.mark.paper("physics-steering")
 @pytest.mark.parametrize(
     ("family", "size"),

@@ -123,6 +123,7 @@ def sampled(net: DiT, *filters: Filter, until: float = 0.0) -> Tensor:
     return denoise(lambda x, t: net(x, t, CLASSES[:, None]), NOISE, before=through)
 
 
+@pytest.mark.slow
 @pytest.mark.paper("filterprompt")
 def test_a_filter_that_changes_nothing(trained: DiT, evidence: Evidence) -> None:
     plain = denoise(lambda x, t: trained(x, t, CLASSES[:, None]), NOISE)
@@ -141,6 +142,7 @@ def test_a_filter_that_changes_nothing(trained: DiT, evidence: Evidence) -> None
     assert (smooth - varied(plain)).abs().mean() > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.paper("filterprompt")
 @pytest.mark.parametrize("time", [0.1, 0.5, 0.9])
 def test_noise_stays_and_the_estimate_is_filtered(
@@ -164,6 +166,7 @@ def test_noise_stays_and_the_estimate_is_filtered(
              measured=(left - eps).abs().max(), at_most=1e-6)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.paper("filterprompt")
 def test_low_pass_guidance(trained: DiT, digits: tuple[Tensor, Tensor], evidence: Evidence) -> None:
     """At 8 pixels classes need the frequencies up to 0.4 cycles a pixel, 58 % of all."""

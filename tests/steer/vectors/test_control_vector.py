@@ -132,6 +132,7 @@ def deduction(smollm2: Model) -> tuple[Tensor, float]:
     return cv.vectors_[14], float(ends.norm(dim=-1).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.paper("improving-reasoning-performance-large")
 def test_small_steps_have_quadratic_kl(
     smollm2: Model, deduction: tuple[Tensor, float], evidence: Evidence

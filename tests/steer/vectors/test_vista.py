@@ -211,6 +211,7 @@ def code_words(model: Model) -> tuple[float, list[float]]:
     return rise(vista.edits()), changes
 
 
+@pytest.mark.slow
 @pytest.mark.paper("hidden-life-tokens-reducing")
 def test_evidence_that_was_removed(smollm2: Model, evidence: Evidence) -> None:
     """50 code words, each with the vector of its own evidence, and with random ones."""

@@ -142,6 +142,7 @@ def made() -> Contributions:
     return Contributions(torch.zeros(3, 4), torch.zeros(3, 2), torch.ones(3, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.paper("do-llms-feel-emotion")
 def test_contributions_add_up_on_smollm2(smollm2: Model, evidence: Evidence) -> None:
     """Neurons add up to what the MLP writes, and zeroing a head takes away what it wrote."""

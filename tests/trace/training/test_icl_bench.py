@@ -172,6 +172,7 @@ def test_progress_measures_of_wired_networks() -> None:
     assert context_label == pytest.approx(2 / 8)
 
 
+@pytest.mark.slow
 @pytest.mark.paper(KEY)
 def test_bursty_data_of_many_classes_are_learnt_in_context(evidence: Evidence) -> None:
     seen = icl_bench(IclData(num_classes=1024, burst=4), num_steps=500, every=25)
