@@ -16,16 +16,16 @@ from typing import Any, SupportsFloat
 
 import pytest
 
-from actkit.papers import Figure, papers
+from actkit.papers import MeasuredFigure, papers
 
-FIGURES = pytest.StashKey[list[Figure]]()
+FIGURES = pytest.StashKey[list[MeasuredFigure]]()
 SECONDS = pytest.StashKey[float]()
 
 
 class Evidence:
     """Records what a test measured and holds it against the paper's bound."""
 
-    def __init__(self, figures: list[Figure]) -> None:
+    def __init__(self, figures: list[MeasuredFigure]) -> None:
         self.figures = figures
 
     def __call__(
@@ -61,7 +61,7 @@ class Evidence:
             bounds.append((f"<= {at_most:g}", value <= at_most))
         if equals is not None and tolerance is not None:
             bounds.append((f"{equals:g} ± {tolerance:g}", abs(value - equals) <= tolerance))
-        figure = Figure(
+        figure = MeasuredFigure(
             what=what,
             measured=value if math.isfinite(value) else None,
             bound=", ".join(text for text, _ in bounds),

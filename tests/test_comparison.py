@@ -14,13 +14,13 @@ import actkit as ak
 from actkit import comparison as leaderboard
 from actkit.comparison import Leaderboard, Score
 from actkit.core.errors import ActkitError, DataError, InputError, MethodError
-from actkit.protocol import Metric, Protocol
+from actkit.protocol import Comparison, Measure
 
-METRICS = (Metric("quality", better="higher"), Metric("cost", "s", log=True), Metric("note"))
+METRICS = (Measure("quality", better="higher"), Measure("cost", "s", log=True), Measure("note"))
 POINTS = {"good": (0.9, 10.0), "cheap": (0.5, 1.0), "poor": (0.4, 2.0), "even": (0.9, 10.0)}
 
 
-class Toy(Protocol):
+class Toy(Comparison):
     metrics: ClassVar = METRICS
     tasks: ClassVar = ("first", "second")
 

@@ -8,7 +8,7 @@ import pytest
 
 from actkit.core.errors import DataError
 from actkit.evidence import main, read_records, standings_of, to_markdown
-from actkit.papers import Figure, Standing, papers
+from actkit.papers import MeasuredFigure, Standing, papers
 
 KEY = "massive-activations-large-language"
 
@@ -54,7 +54,7 @@ def test_every_paper_stands_and_only_those_with_evidence_work() -> None:
     assert table[KEY] == Standing(
         works=True,
         methods=("massive", "kv_bias_attention"),
-        figures=(Figure("ratio", 1234.5678, ">= 1000", holds=True),),
+        figures=(MeasuredFigure("ratio", 1234.5678, ">= 1000", holds=True),),
         tests=("tests/steer/test_x.py::test_one",),
         seconds=1.3,
         note="",

@@ -11,7 +11,7 @@ import torch
 
 import actkit.papers as module
 from actkit.core.errors import DataError, InputError
-from actkit.papers import PURPOSES, Figure, Paper, Standing, papers, search, standings
+from actkit.papers import PURPOSES, MeasuredFigure, Paper, Standing, papers, search, standings
 
 Right = Callable[[Paper], bool]
 
@@ -168,7 +168,7 @@ def test_embeddings_are_unit_and_do_not_depend_on_the_batch() -> None:
 
 
 def test_standing_of_a_hit_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = Figure("gap over random direction", 0.3125, ">= 0.2", holds=True)
+    figure = MeasuredFigure("gap over random direction", 0.3125, ">= 0.2", holds=True)
     works = Standing(True, ("transport",), (figure,), ("tests/steer/test_x.py::test",), 1.5, "")
     table = {**standings(), "mish": works}
     monkeypatch.setattr(module, "standings", lambda: table)

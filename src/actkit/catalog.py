@@ -335,6 +335,12 @@ def _fields(node: ast.ClassDef) -> Iterator[str]:
         if "KW_ONLY" in kind:
             yield "*"
         elif not (name.startswith("_") or "ClassVar" in kind or "init=False" in value):
-            if value.startswith("field("):
-                value = "..." if "default" in value else ""
-            yield f"{name}: {kind}" + (f" = {value}" if value else "")
+            default = _default(value)
+            yield f"{name}: {kind} = {default}" if default else f"{name}: {kind}"
+
+
+def _default(value: str) -> str:
+    """Return a field's default as a signature shows it, empty where there is none."""
+    if not value.startswith("field("):
+        return value
+    return "..." if "default" in value else ""

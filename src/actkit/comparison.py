@@ -20,7 +20,7 @@ from actkit.core.errors import ActkitError, DataError, InputError, MethodError
 from actkit.core.provenance import stamp
 from actkit.core.writing import write_text
 from actkit.model import Model
-from actkit.protocol import Measure, Metric, Protocol
+from actkit.protocol import Comparison, Measure, Measurement
 
 CONFIDENCE = 0.95
 
@@ -73,7 +73,7 @@ class Leaderboard:
     """
 
     title: str
-    metrics: tuple[Metric, ...]
+    metrics: tuple[Measure, ...]
     runs: tuple[Run, ...]
     about: Mapping[str, Any]
 
@@ -202,7 +202,7 @@ class _Job:
     name: str
     method: Any
     seed: int
-    measure: Measure
+    measure: Measurement
 
     def __call__(self) -> Run:
         """Measure; what a method refuses is kept as its error, so that no other run is lost."""
@@ -265,7 +265,7 @@ def planned(
     task: Any = None,
     methods: Any = None,
     engine: str | Ray = "local",
-) -> tuple[Protocol, Any, dict[str, Any]]:
+) -> tuple[Comparison, Any, dict[str, Any]]:
     """Return protocol, task and methods of a comparison, before a network is opened for it.
 
     Raises:
@@ -287,13 +287,13 @@ def planned(
     return protocol, task, chosen
 
 
-def _protocol(family: str) -> Protocol:
+def _protocol(family: str) -> Comparison:
     if family not in FAMILIES:
         raise MethodError(f"no family {family!r}; families: {', '.join(FAMILIES)}")
     name = f"actkit.{family}.protocol"
     if find_spec(name) is None:
         raise MethodError(f"family {family} has no protocol yet")
-    protocol: Protocol = import_module(name).PROTOCOL
+    protocol: Comparison = import_module(name).PROTOCOL
     return protocol
 
 
@@ -344,7 +344,7 @@ class _Log:
                 file.write(json.dumps(line) + "\n")
 
 
-def _cost(metric: Metric, value: float) -> float:
+def _cost(metric: Measure, value: float) -> float:
     return -value if metric.better == "higher" else value
 
 
@@ -353,5 +353,5 @@ def _bar(score: Score) -> dict[str, Any] | None:
     return None if math.isnan(score.margin) else {"array": [score.margin], **faint}
 
 
-def _axis(metric: Metric) -> str:
+def _axis(metric: Measure) -> str:
     return f"{metric}, {metric.better} is better"

@@ -27,7 +27,7 @@ from typing import Any
 from actkit.catalog import methods
 from actkit.core.errors import DataError
 from actkit.digests import REPOSITORY, Code
-from actkit.papers import PURPOSES, Figure, Paper, Standing, papers
+from actkit.papers import PURPOSES, MeasuredFigure, Paper, Standing, papers
 
 Row = dict[str, Any]
 """A row of `evidence.json`: a `Standing`, and the digest of the code that it was measured on."""
@@ -245,7 +245,7 @@ def _standing(paper: Paper, records: list[dict[str, Any]]) -> Standing:
     return Standing(
         works=not notes,
         methods=_methods(paper, records),
-        figures=tuple(Figure(**figure) for r in records for figure in r["figures"]),
+        figures=tuple(MeasuredFigure(**figure) for r in records for figure in r["figures"]),
         tests=tuple(r["test"] for r in records),
         seconds=round(sum(r["seconds"] for r in records), 1),
         note="; ".join(notes),

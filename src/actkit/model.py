@@ -20,7 +20,7 @@ from actkit.core.run.alone import edits_of_row
 from actkit.core.run.inputs import Batch
 from actkit.core.run.runner import Names, Runner
 from actkit.core.run.told import behind_prompt, generation_settings, token_ids
-from actkit.core.sweep.stream import Observed, Pass, merged, observe
+from actkit.core.sweep.stream import Observed, StreamPass, merged, observe
 from actkit.core.sweep.sweep import sweep
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Model(Runner):
             raise InputError(f"a cache needs rows that run together, but {why}")
         texts: list[str] = []
         for row, part in enumerate(parts):
-            own = dict(edits_of_row(edits, row, batch, self._addresses.find))
+            own = dict(edits_of_row(edits, row, batch, self._site_names.find))
             texts += self._written(part, list(own.values()), settings)
         return texts
 
@@ -189,7 +189,9 @@ class Model(Runner):
             For each site, and for each tuple, its own readings, fed; `.skipped` lists what was
             left out.
         """
-        share = partial(observe, self, data, readings, Pass(batch_size, as_edits(edits), on_bad))
+        share = partial(
+            observe, self, data, readings, StreamPass(batch_size, as_edits(edits), on_bad)
+        )
         return merged(run_shares(share, engine, "observing"))
 
     def harvest(self, data: Any, record: Names, to: Any, **settings: Any) -> "Store":

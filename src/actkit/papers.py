@@ -69,7 +69,7 @@ class Paper:
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class MeasuredFigure:
     """One measured number and the bound it was held against; `measured` is None if not finite."""
 
     what: str
@@ -102,7 +102,7 @@ class Standing:
 
     works: bool = False
     methods: tuple[str, ...] = ()
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[MeasuredFigure, ...] = ()
     tests: tuple[str, ...] = ()
     seconds: float = 0.0
     note: str = "no evidence yet"
@@ -111,7 +111,7 @@ class Standing:
     def of(cls, row: dict[str, Any]) -> "Standing":
         """Build from a row of `evidence.json`, whose digest is of no use here."""
         tuples = {k: tuple(row[k]) for k in ("methods", "tests")}
-        figures = tuple(Figure(**f) for f in row["figures"])
+        figures = tuple(MeasuredFigure(**f) for f in row["figures"])
         facts = {k: v for k, v in row.items() if k != "digest"}
         return cls(**{**facts, **tuples, "figures": figures})
 
@@ -136,7 +136,7 @@ class PaperHit:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Sequence[PaperHit]):
+class PaperAnswer(Sequence[PaperHit]):
     """The papers nearest to a question, best first; `by` says how they were found."""
 
     question: str
@@ -174,11 +174,11 @@ def standings() -> dict[str, Standing]:
     return {key: Standing.of(rows[key]) if key in rows else Standing() for key in papers()}
 
 
-def search(question: str, num: int = 8) -> Answer:
+def search(question: str, num: int = 8) -> PaperAnswer:
     """Return the papers that answer a question, each with whether it works here.
 
     Where the bundled all-MiniLM-L6-v2 is installed, papers are ranked by meaning and words,
-    elsewhere by words alone; `Answer.by` says which.
+    elsewhere by words alone; `PaperAnswer.by` says which.
 
     Args:
         question: In plain words: "how do I stop a model from refusing".
@@ -198,7 +198,7 @@ def search(question: str, num: int = 8) -> Answer:
         by = "by meaning (all-MiniLM-L6-v2) and words"
     known = zip(scores, papers().values(), standings().values(), strict=True)
     hits = sorted((PaperHit(p, s, round(x, 4)) for x, p, s in known), key=lambda h: -h.score)
-    return Answer(question, by, tuple(h for h in hits[:num] if h.score > 0))
+    return PaperAnswer(question, by, tuple(h for h in hits[:num] if h.score > 0))
 
 
 def _table(name: str) -> Path:

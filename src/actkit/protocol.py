@@ -11,7 +11,7 @@ from actkit.model import Model
 
 
 @dataclass(frozen=True)
-class Metric:
+class Measure:
     """What is measured of every method.
 
     Attributes:
@@ -31,11 +31,11 @@ class Metric:
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
 
-Measure = Callable[[Any], Mapping[str, float]]
+Measurement = Callable[[Any], Mapping[str, float]]
 """Takes one method, returns one value for the name of each metric."""
 
 
-class Protocol(ABC):
+class Comparison(ABC):
     """A family's fair comparison; each family's `protocol.py` has one, named `PROTOCOL`.
 
     A protocol keeps nothing between calls: the next task, network or seed may be another one of
@@ -47,7 +47,7 @@ class Protocol(ABC):
         on_model: Whether methods are compared on a network; else the protocol plants its data.
     """
 
-    metrics: ClassVar[tuple[Metric, ...]]
+    metrics: ClassVar[tuple[Measure, ...]]
     tasks: ClassVar[tuple[str, ...]]
     on_model: ClassVar[bool] = False
 
@@ -59,7 +59,7 @@ class Protocol(ABC):
     def measure(self, method: Any, task: Any, model: Model | None, seed: int) -> dict[str, float]:
         """Run one method with one seed; return one value for the name of each metric."""
 
-    def round(self, task: Any, model: Model | None, seed: int) -> Measure:
+    def round(self, task: Any, model: Model | None, seed: int) -> Measurement:
         """Return what measures each method with one seed.
 
         It lives as long as a comparison, and can be pickled; where methods are held against

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import actkit as ak
 from actkit.cli.chat import Chat, talk
-from actkit.cli.steering import Fitted, Loaded
+from actkit.cli.steering import Fitted, LoadedEdits
 from actkit.core.edits.files import edit_facts
 from actkit.core.errors import InputError
 from actkit.data import Opening
@@ -150,7 +150,7 @@ def test_loaded_edits_keep_their_layer_and_save_another_strength(
     session: Session, tmp_path: Path
 ) -> None:
     edits = ak.get("caa")(layers=1).fit(session.model, PAIRS).edits(3.0)
-    chat = Chat(session.model, Loaded(session.model, Path("mine"), edits, 3.0), 3.0, LENGTH)
+    chat = Chat(session.model, LoadedEdits(session.model, Path("mine"), edits, 3.0), 3.0, LENGTH)
     with pytest.raises(InputError, match="chooses its layers itself"):
         chat.command("/layer 2")
     chat.command("/strength 6")

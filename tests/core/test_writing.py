@@ -10,7 +10,7 @@ import torch
 from actkit.comparison import Leaderboard, Run
 from actkit.core.errors import DataError
 from actkit.core.writing import write_text
-from actkit.protocol import Metric
+from actkit.protocol import Measure
 from actkit.trace import Scores, Task
 from tests.core import tiny
 from tests.scanning import made
@@ -20,7 +20,7 @@ EDGES = Scores(
     torch.tensor([[1.0, 2.0]]), [["logits"], ["input", "head 0.0"]], ("receiver", "sender")
 )
 BOARD = Leaderboard(
-    "t", (Metric("a"), Metric("b")), (Run("m", 0, {"a": 1.0, "b": 2.0}),), {"model": None}
+    "t", (Measure("a"), Measure("b")), (Run("m", 0, {"a": 1.0, "b": 2.0}),), {"model": None}
 )
 WRITERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "scores json": ("s.json", MAP.to_json),

@@ -14,7 +14,7 @@ import actkit as ak
 from actkit.model import Model
 from actkit.steer._shift import logit_shift_report
 from actkit.steer.controllers.activation_reasoner import ActivationReasoner
-from actkit.steer.controllers.activation_reasoner._concepts import Concept
+from actkit.steer.controllers.activation_reasoner._concepts import FeatureConcept
 from actkit.steer.controllers.lqr import LQR
 from actkit.steer.controllers.self_logits import SelfLogitsAugmentation
 from actkit.steer.maps.manifold_steer import ManifoldSteer
@@ -58,7 +58,7 @@ def manifold(m: Model) -> Any:
 def reasoner(m: Model) -> Any:
     """Sums and trees of features, whose maps come from a file."""
     features = uneven(12, WIDTH)
-    concepts = {"a": Concept([0, 1], [1.0, 0.5]), "b": Concept(depth=2)}
+    concepts = {"a": FeatureConcept([0, 1], [1.0, 0.5]), "b": FeatureConcept(depth=2)}
     made = ActivationReasoner("resid_post.1", features, features, concepts, ["a IMPLIES b"])
     made.fit(m, [(WORDS[0], ["a"]), (WORDS[1], ["b"]), (WORDS[2], ["a", "b"])][:2])
     closures = made.reason(m, WORDS)

@@ -10,7 +10,7 @@ import actkit as ak
 from actkit.core.errors import InputError
 from actkit.data import Opening
 from actkit.model import Model
-from actkit.steer._concept import Task
+from actkit.steer._concept import Concept
 from actkit.steer._dose import rescaled
 from actkit.steer._measure import (
     distinct,
@@ -26,7 +26,7 @@ from tests.core import tiny
 
 V = tiny.uneven(tiny.WIDTH)
 QUESTIONS = [Opening(f"w{i} w{i + 1}", ("w3", "w4"), ("w5",)) for i in (1, 20, 40)]
-TASK = Task("toy", [("w1", "w2"), ("w3", "w4")], QUESTIONS, "w60 w61")
+TASK = Concept("toy", [("w1", "w2"), ("w3", "w4")], QUESTIONS, "w60 w61")
 
 
 def test_divergence_by_hand() -> None:

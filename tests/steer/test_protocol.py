@@ -10,14 +10,14 @@ from actkit.core.errors import InputError
 from actkit.data import Opening
 from actkit.model import Model
 from actkit.steer import protocol
-from actkit.steer._concept import Task
+from actkit.steer._concept import Concept
 from actkit.steer._measure import divergence, next_logits
 from actkit.steer._tune import Budget
 from tests.core import tiny
 
 PAIRS = [(f"w{i} w7", f"w{i} w8") for i in range(1, 9)]
 QUESTIONS = [Opening(f"w{i} w{i + 1}", ("w3", "w4"), ("w5",)) for i in (1, 12, 20, 33, 40, 50, 60)]
-TASK = Task("toy", PAIRS, QUESTIONS, "w60 w61")
+TASK = Concept("toy", PAIRS, QUESTIONS, "w60 w61")
 NAMES = [m.name for m in protocol.PROTOCOL.metrics]
 
 
@@ -81,6 +81,6 @@ def test_it_needs_a_network_and_a_task() -> None:
         ak.compare("steer", tiny.model(), task="joy")
     with pytest.raises(InputError, match="pass a model"):
         protocol.PROTOCOL.measure(protocol.NoEdit(), TASK, None, 0)
-    bare = Task("bare", PAIRS, QUESTIONS)
+    bare = Concept("bare", PAIRS, QUESTIONS)
     with pytest.raises(InputError, match="with an instruction"):
         protocol.PROTOCOL.measure(protocol.PromptOnly(), bare, tiny.model(), 0)

@@ -9,13 +9,13 @@ import actkit as ak
 from actkit.core.errors import InputError
 from actkit.data import Contrast, Opening
 from actkit.model import Model
-from actkit.steer._concept import Task, telling_words
+from actkit.steer._concept import Concept, telling_words
 from actkit.steer._examples import Examples
 from actkit.steer.tasks import TASKS, as_task
 from tests.core import tiny
 
 QUESTIONS = [Opening("w1 w2", ("w3", "w4"), ("w5",)), Opening("w7", ("w8",), ("w9", "w10"))]
-TASK = Task("toy", [("w1", "w2"), ("w3", "w4"), ("w5", "w6"), ("w7", "w8")], QUESTIONS)
+TASK = Concept("toy", [("w1", "w2"), ("w3", "w4"), ("w5", "w6"), ("w7", "w8")], QUESTIONS)
 
 
 def test_log_odds_by_hand() -> None:
@@ -34,7 +34,7 @@ def test_log_odds_by_hand() -> None:
 
 def test_without_words_away_all_others_count() -> None:
     model = tiny.model()
-    task = Task("toy", [("w1", "w2")], [Opening("w1", ("w3", "w4"))])
+    task = Concept("toy", [("w1", "w2")], [Opening("w1", ("w3", "w4"))])
     logits = tiny.uneven(1, tiny.WORDS)
     p = logits.double().softmax(-1)[0, 3:5].sum()
     found = task.log_odds(model, logits)[0].double()
@@ -42,7 +42,7 @@ def test_without_words_away_all_others_count() -> None:
 
 
 def test_words_that_begin_alike_are_refused() -> None:
-    task = Task("toy", [("w1", "w2")], [Opening("w1", ("w3",), ("w3",))])
+    task = Concept("toy", [("w1", "w2")], [Opening("w1", ("w3",), ("w3",))])
     with pytest.raises(InputError, match="begin otherwise"):
         task.log_odds(tiny.model(), tiny.uneven(1, tiny.WORDS))
 
@@ -92,17 +92,17 @@ def test_words_that_tell_texts_apart(smollm2: Model) -> None:
     toward, away = telling_words(smollm2, ships, trains, num=2)
     assert toward == (" ship", " sea")
     assert away == (" train", " rails")
-    task = Task.from_texts(smollm2, ships, trains[:2], "ships")
+    task = Concept.from_texts(smollm2, ships, trains[:2], "ships")
     assert task.questions[0].toward[0] == " ship"
     assert len(task.examples.negative) == 2
 
 
 BAD: dict[str, Any] = {
-    "no questions": lambda: Task("x", [("a", "b")], []),
-    "no examples": lambda: Task("x", [], QUESTIONS),
-    "one-sided": lambda: Task("x", {"positive": ["a"], "negative": []}, QUESTIONS),
+    "no questions": lambda: Concept("x", [("a", "b")], []),
+    "no examples": lambda: Concept("x", [], QUESTIONS),
+    "one-sided": lambda: Concept("x", {"positive": ["a"], "negative": []}, QUESTIONS),
     "unknown": lambda: as_task("joy"),
-    "same texts": lambda: Task.from_texts(tiny.model(), ["a b"], ["b a"]),
+    "same texts": lambda: Concept.from_texts(tiny.model(), ["a b"], ["b a"]),
 }
 
 

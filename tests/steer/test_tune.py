@@ -10,14 +10,14 @@ import actkit as ak
 from actkit.core.errors import InputError
 from actkit.data import Opening
 from actkit.model import Model
-from actkit.steer._concept import Task
+from actkit.steer._concept import Concept
 from actkit.steer._measure import divergence, next_logits
 from actkit.steer._tune import Budget, Point, tune
 from tests.core import tiny
 
 PAIRS = [(f"w{i} w7", f"w{i} w8") for i in range(1, 7)]
 QUESTIONS = [Opening(f"w{i} w{i + 1}", ("w3", "w4"), ("w5",)) for i in (1, 20, 40, 50, 60)]
-TASK = Task("toy", PAIRS, QUESTIONS)
+TASK = Concept("toy", PAIRS, QUESTIONS)
 WIDE = Budget(kl=50.0, perplexity=1e6, max_new_tokens=4)
 
 
@@ -91,7 +91,7 @@ def test_points_compare() -> None:
 def test_early_layers_are_not_chosen_on_smollm2(smollm2: Model) -> None:
     """Vectors work on SmolLM2 from the middle on, not in the first third."""
     budget = Budget(prompts=6, finalists=2, max_new_tokens=8)
-    task = Task("few", ak.data.sentiment()[:16], ak.steer.as_task("sentiment").questions[:6])
+    task = Concept("few", ak.data.sentiment()[:16], ak.steer.as_task("sentiment").questions[:6])
     found = tune(
         smollm2, "caa", task, layers=[4, 8, 16, 20], strengths=[1.0, 2.0, 4.0], budget=budget
     )

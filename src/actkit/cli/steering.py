@@ -94,7 +94,7 @@ class Fitted(Steering):
 
 
 @dataclass(frozen=True)
-class Loaded(Steering):
+class LoadedEdits(Steering):
     """Edits of a file, at another strength than its own if that is asked.
 
     Attributes:
@@ -147,13 +147,13 @@ def load(path: Path, strength: float | None) -> Callable[[Model], tuple[Steering
     if path.suffix == ".gguf":
         vectors = ak.steer.load_vectors(path)
         return lambda model: (
-            Loaded(model, path, vectors, 1.0),
+            LoadedEdits(model, path, vectors, 1.0),
             1.0 if strength is None else strength,
         )
     own = float((edit_facts(path).get("settings") or {}).get("strength", 1.0)) or 1.0
 
     def fitted(model: Model) -> tuple[Steering, float]:
-        loaded = Loaded(model, path, ak.load_edits(path, model), own)
+        loaded = LoadedEdits(model, path, ak.load_edits(path, model), own)
         return loaded, own if strength is None else strength
 
     return fitted

@@ -13,8 +13,8 @@ from actkit.core.errors import DataError, ModelError
 from actkit.core.sealed_file import check_seal
 from actkit.opening.pretrained import (
     TOKENIZER_FILES,
-    Loaded,
     Options,
+    Pretrained,
     companion,
     opening,
     quiet_bars,
@@ -43,8 +43,8 @@ def hub_adapter(repo: str, options: Options) -> Path | None:
 
 
 def load_adapter(
-    folder: Path, name: str, options: Options, load: Callable[[str, Options], Loaded]
-) -> Loaded:
+    folder: Path, name: str, options: Options, load: Callable[[str, Options], Pretrained]
+) -> Pretrained:
     """Open the base network of an adapter, and put the adapter on it.
 
     Args:
@@ -74,7 +74,7 @@ def load_adapter(
     with opening(f"cannot open the adapter {folder}"), quiet_bars():
         module = _adapted(loaded.module, folder)
         own = companion(str(folder), of_base, "AutoTokenizer", TOKENIZER_FILES)
-    return Loaded(module, own or loaded.tokenizer, loaded.processor, name)
+    return Pretrained(module, own or loaded.tokenizer, loaded.processor, name)
 
 
 def _adapted(network: nn.Module, folder: Path) -> nn.Module:

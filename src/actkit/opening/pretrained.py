@@ -67,7 +67,7 @@ REACH_SECONDS = 5.0
 """How long the Hub may take to answer before its copy on this machine is all that counts."""
 
 
-class Loaded(NamedTuple):
+class Pretrained(NamedTuple):
     """What `open` found."""
 
     module: nn.Module
@@ -96,7 +96,7 @@ class Options:
         return {"trust_remote_code": False} | found
 
 
-def load_folder(folder: Path, name: str, options: Options) -> Loaded:
+def load_folder(folder: Path, name: str, options: Options) -> Pretrained:
     """Open a folder that `save_pretrained` wrote.
 
     Raises:
@@ -110,7 +110,7 @@ def load_folder(folder: Path, name: str, options: Options) -> Loaded:
     return _load(str(folder), name, options)
 
 
-def load_hub(repo: str, options: Options, hint: str = "") -> Loaded:
+def load_hub(repo: str, options: Options, hint: str = "") -> Pretrained:
     """Open a model of the Hub; without a connection, its copy in the Hub's own cache.
 
     Args:
@@ -231,7 +231,7 @@ def _hub_failure(repo: str, options: Options) -> Exception | None:
     return None
 
 
-def _load(source: str, name: str, options: Options) -> Loaded:
+def _load(source: str, name: str, options: Options) -> Pretrained:
     require("transformers")
     what = name if name == source else f"{name} ({source})"
     with opening(f"cannot open {what}"), quiet_bars():
@@ -240,7 +240,7 @@ def _load(source: str, name: str, options: Options) -> Loaded:
         processor = companion(source, options, "AutoProcessor", PROCESSOR_FILES)
         if options.device is not None:
             module.to(options.device)
-    return Loaded(module, tokenizer, processor, name)
+    return Pretrained(module, tokenizer, processor, name)
 
 
 def _module(source: str, options: Options) -> nn.Module:

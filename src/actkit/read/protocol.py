@@ -21,7 +21,7 @@ from actkit.catalog import get
 from actkit.core.errors import InputError
 from actkit.core.run.recording import Rows
 from actkit.model import Model
-from actkit.protocol import Metric, Protocol
+from actkit.protocol import Comparison, Measure
 from actkit.read._base import Reading
 from actkit.read._estimators import ESTIMATORS
 
@@ -168,13 +168,13 @@ QUANTITIES = (
 )
 
 
-class ReadProtocol(Protocol):
+class ReadProtocol(Comparison):
     """Relative error against a planted truth, and cost."""
 
     metrics: ClassVar = (
-        Metric("relative error", log=True),
-        Metric("cost", "s per million rows", log=True),
-        Metric("bias", better="neither"),
+        Measure("relative error", log=True),
+        Measure("cost", "s per million rows", log=True),
+        Measure("bias", better="neither"),
     )
     tasks: ClassVar = tuple(q.name for q in QUANTITIES)
 

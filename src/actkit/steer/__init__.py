@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from actkit.export.llama_cpp import load_vectors, save_gguf
     from actkit.export.lower import bake, save_peft
     from actkit.steer._base import Steerer
-    from actkit.steer._concept import Task
+    from actkit.steer._concept import Concept, Task
     from actkit.steer._dose import rescaled
     from actkit.steer._gain import kl_bounded_gain
     from actkit.steer._measure import Effects, effects
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Budget",
+    "Concept",
     "Effects",
     "LogitShift",
     "Steerer",
@@ -40,7 +41,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("LogitShift", "logit_shift_report"), "actkit.steer._shift"),
     "Steerer": "actkit.steer._base",
-    "Task": "actkit.steer._concept",
+    **dict.fromkeys(("Concept", "Task"), "actkit.steer._concept"),
     "as_task": "actkit.steer.tasks",
     "rescaled": "actkit.steer._dose",
     "kl_bounded_gain": "actkit.steer._gain",

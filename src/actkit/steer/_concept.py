@@ -1,4 +1,4 @@
-"""Tasks: a concept to steer towards, examples to learn it from, and questions that show it.
+"""Concepts: what to steer towards, examples to learn it from, and questions that show it.
 
 Shapes: N questions, V vocabulary.
 """
@@ -23,7 +23,7 @@ WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
-class Task:
+class Concept:
     """A concept, and how far a network's answers show it.
 
     Attributes:
@@ -48,19 +48,19 @@ class Task:
         """Return the name."""
         return self.name
 
-    def halves(self, seed: int) -> tuple["Task", "Task"]:
+    def halves(self, seed: int) -> tuple["Concept", "Concept"]:
         """Return the task with one half of the questions, to choose settings on, and the other."""
         chosen, held = data.split(self.questions, 0.5, seed)
         return replace(self, questions=chosen), replace(self, questions=held)
 
-    def sample(self, share: float, seed: int) -> "Task":
+    def sample(self, share: float, seed: int) -> "Concept":
         """Return the task with a share of its examples; another seed draws others."""
         return replace(self, examples=self.examples.sample(share, seed))
 
     @classmethod
     def from_texts(
         cls, model: Model, positive: Sequence[str], negative: Sequence[str], name: str = "texts"
-    ) -> "Task":
+    ) -> "Concept":
         """Make a task of two sets of texts; the words that tell them apart show the concept.
 
         Questions are neutral beginnings of sentences.
@@ -99,6 +99,8 @@ class Task:
         return torch.stack(found)
 
 
+Task = Concept
+"""The name that it had."""
 Words = tuple[tuple[str, ...], tuple[str, ...]]
 
 

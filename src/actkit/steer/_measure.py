@@ -22,7 +22,7 @@ from actkit.core.run.chats import leading_ids
 from actkit.core.run.recording import last_tokens
 from actkit.core.sites.site_names import points_of
 from actkit.model import Model
-from actkit.steer._concept import Task, first_token
+from actkit.steer._concept import Concept, first_token
 from actkit.steer.tasks import as_task
 
 OFF_TARGET_TEXTS, OFF_TARGET_TOKENS = 6, 33
@@ -71,7 +71,7 @@ class Effects:
 def effects(
     model: Model,
     edits: Sequence[Edit],
-    task: str | Task,
+    task: str | Concept,
     max_new_tokens: int = 24,
     prefix: str = "",
 ) -> Effects:

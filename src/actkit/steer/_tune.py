@@ -20,7 +20,7 @@ from actkit.core.provenance import stamp
 from actkit.core.writing import write_text
 from actkit.model import Model
 from actkit.steer._base import Steerer
-from actkit.steer._concept import Task
+from actkit.steer._concept import Concept
 from actkit.steer._measure import divergence, next_logits, perplexity, random_like
 from actkit.steer.tasks import as_task
 
@@ -189,7 +189,7 @@ class Tuning:
 def tune(
     model: Model,
     method: str | Steerer,
-    task: str | Task,
+    task: str | Concept,
     *,
     layers: Sequence[int] | None = None,
     strengths: Sequence[float] | None = None,
@@ -243,12 +243,12 @@ def tune(
 class _Bare:
     """A task, and what the network answers without edits."""
 
-    task: Task
+    task: Concept
     logits_NV: torch.Tensor
     log_odds_N: torch.Tensor
 
     @classmethod
-    def of(cls, model: Model, task: Task) -> "_Bare":
+    def of(cls, model: Model, task: Concept) -> "_Bare":
         logits_NV = next_logits(model, task.prompts)
         return cls(task, logits_NV, task.log_odds(model, logits_NV))
 
@@ -289,7 +289,7 @@ def _points(
 
 
 def _tried(
-    model: Model, steerer: Steerer, points: Sequence[Point], task: Task, budget: Budget
+    model: Model, steerer: Steerer, points: Sequence[Point], task: Concept, budget: Budget
 ) -> list[Point]:
     """Write text from the best point on until one is fluent enough; return those tried."""
     within = sorted((p for p in points if p.kl <= budget.kl), key=lambda p: -p.concept)

@@ -17,9 +17,9 @@ from actkit.catalog import methods as entries
 from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError
 from actkit.model import Model
-from actkit.protocol import Metric, Protocol
+from actkit.protocol import Comparison, Measure
 from actkit.steer._base import ContrastSteerer, Steerer
-from actkit.steer._concept import Task
+from actkit.steer._concept import Concept
 from actkit.steer._measure import divergence, effects, next_logits, random_like
 from actkit.steer._tune import Budget, tune
 from actkit.steer.tasks import TASKS, as_task
@@ -46,7 +46,7 @@ class Control(ABC):
     """What every method is held against."""
 
     @abstractmethod
-    def choose(self, model: Model, task: Task) -> Chosen:
+    def choose(self, model: Model, task: Concept) -> Chosen:
         """Return what is measured, from the half of the questions that settings are chosen on."""
 
     def draws(self, chosen: Chosen) -> list[Sequence[Edit]]:
@@ -57,7 +57,7 @@ class Control(ABC):
 class NoEdit(Control):
     """The network as it is."""
 
-    def choose(self, model: Model, task: Task) -> Chosen:
+    def choose(self, model: Model, task: Concept) -> Chosen:
         """Return no edits."""
         return Chosen()
 
@@ -65,7 +65,7 @@ class NoEdit(Control):
 class PromptOnly(Control):
     """Ask for the concept in words before each prompt."""
 
-    def choose(self, model: Model, task: Task) -> Chosen:
+    def choose(self, model: Model, task: Concept) -> Chosen:
         """Return the task's instruction."""
         if not task.instruction:
             raise InputError(f"prompting needs a task with an instruction, {task} has none")
@@ -75,7 +75,7 @@ class PromptOnly(Control):
 class RandomDirection(Control):
     """Random directions where mean differences act, as long as those are."""
 
-    def choose(self, model: Model, task: Task) -> Chosen:
+    def choose(self, model: Model, task: Concept) -> Chosen:
         """Return the first draw."""
         found = tune(model, "caa", task, layers=_layers(model), budget=BUDGET)
         return Chosen(random_like(found.edits(), 0))
@@ -85,19 +85,19 @@ class RandomDirection(Control):
         return [random_like(chosen.edits, seed) for seed in range(DRAWS)]
 
 
-class SteerProtocol(Protocol):
+class SteerProtocol(Comparison):
     """Concept strength against fluency, KL and off-target loss, at the same budget."""
 
     metrics: ClassVar = (
-        Metric("concept", "nats", better="higher"),
-        Metric("perplexity", "ratio"),
-        Metric("KL", "nats"),
-        Metric("text loss", "nats"),
-        Metric("fact loss", "nats"),
-        Metric("distinct pairs", better="neither"),
-        Metric("repetition", better="neither"),
-        Metric("fit", "s"),
-        Metric("speed", "ratio", better="higher"),
+        Measure("concept", "nats", better="higher"),
+        Measure("perplexity", "ratio"),
+        Measure("KL", "nats"),
+        Measure("text loss", "nats"),
+        Measure("fact loss", "nats"),
+        Measure("distinct pairs", better="neither"),
+        Measure("repetition", better="neither"),
+        Measure("fit", "s"),
+        Measure("speed", "ratio", better="higher"),
     )
     tasks: ClassVar = tuple(TASKS)
     on_model: ClassVar = True
@@ -118,7 +118,7 @@ class SteerProtocol(Protocol):
 
         Args:
             method: A `Control`, a steerer, or a class of one that needs no settings.
-            task: A bundled task's name or a `Task`.
+            task: A bundled task's name or a `Concept`.
             model: The network.
             seed: Draws the examples and divides the questions.
         """
@@ -154,7 +154,7 @@ class _Tuned(Control):
 
     method: Any
 
-    def choose(self, model: Model, task: Task) -> Chosen:
+    def choose(self, model: Model, task: Concept) -> Chosen:
         steerer: Steerer = self.method() if isinstance(self.method, type) else self.method
         start = time.perf_counter()
         steerer = steerer.fit(model, task.examples)

@@ -61,7 +61,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ShardEntry:
     """One committed shard.
 
     Args:
@@ -100,7 +100,7 @@ class Manifest:
 
     folder: Path
     head: Head
-    entries: list[Entry]
+    entries: list[ShardEntry]
     size: int
     last: bytes
 
@@ -146,7 +146,7 @@ class Manifest:
             check_size(self.folder / entry.shard, entry)
 
 
-def check_size(path: Path, entry: Entry) -> None:
+def check_size(path: Path, entry: ShardEntry) -> None:
     """Raise DamagedError if a shard is missing or has another size than it was written with."""
     try:
         size = path.stat().st_size
@@ -185,11 +185,11 @@ def _head(line: bytes, path: Path) -> Head:
     return head
 
 
-def _entry(line: bytes) -> Entry | None:
+def _entry(line: bytes) -> ShardEntry | None:
     """Return what a line says, None if it is not of the right form."""
     try:
         facts = json.loads(line)
-        entry = Entry(**{name: facts[name] for name in Entry.__dataclass_fields__})
+        entry = ShardEntry(**{name: facts[name] for name in ShardEntry.__dataclass_fields__})
         return replace(entry, grid=entry.grid and (entry.grid[0], entry.grid[1]))
     except (ValueError, KeyError, TypeError):
         return None

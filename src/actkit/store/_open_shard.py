@@ -16,7 +16,7 @@ from torch import Tensor, uint8
 from actkit.core.errors import StoreError
 from actkit.store._disk import read_all, sync_folder, write_all, writing
 from actkit.store._format import Column, head, starts
-from actkit.store._manifest import Entry
+from actkit.store._manifest import ShardEntry
 
 TEMPORARY = ".tmp"
 PIECE = 4 * 2**20
@@ -65,7 +65,7 @@ class OpenShard:
         self.rows += rows
         self._cursor, self.grid = cursor, grid
 
-    def close(self) -> Entry:
+    def close(self) -> ShardEntry:
         """Make the shard durable under its own name; return its line for the manifest.
 
         After an error nothing of it is left.
@@ -83,7 +83,7 @@ class OpenShard:
             self.discard()
             raise
         name, sha256 = self._path.name, digest.hexdigest()
-        return Entry(name, self.rows, size, sha256, self._cursor, self.grid)
+        return ShardEntry(name, self.rows, size, sha256, self._cursor, self.grid)
 
     def discard(self) -> None:
         """Remove whatever was written, under either name."""

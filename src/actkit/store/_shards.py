@@ -18,7 +18,7 @@ from actkit.core.errors import DamagedError
 from actkit.core.progress import track
 from actkit.core.run.recording import FACTS
 from actkit.store._format import Column, columns_of, head, starts
-from actkit.store._manifest import Entry, Head, check_size
+from actkit.store._manifest import Head, ShardEntry, check_size
 from actkit.store._open_shard import about
 
 Ids = NDArray[np.int64]
@@ -37,7 +37,7 @@ class Shard:
         check: Whether its SHA-256 is computed before the first row is read.
     """
 
-    def __init__(self, folder: Path, entry: Entry, store: Head, check: bool) -> None:
+    def __init__(self, folder: Path, entry: ShardEntry, store: Head, check: bool) -> None:
         """Look at nothing yet."""
         self.path, self.entry = folder / entry.shard, entry
         self._store, self._check = store, check

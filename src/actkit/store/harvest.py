@@ -33,7 +33,7 @@ from actkit.core.run.site_rows import flat_rows
 from actkit.core.sites.site import Site
 from actkit.core.sweep.stream import batches, encoded, shared_rows
 from actkit.core.sweep.stream import num_batches as num_batches_of
-from actkit.store._manifest import NAME, Entry, Manifest, begun, changed
+from actkit.store._manifest import NAME, Manifest, ShardEntry, begun, changed
 from actkit.store._parts import PART, check_alone, finish, part_name
 from actkit.store.reader import Store
 from actkit.store.writer import SHARD_BYTES, StoreWriter
@@ -291,7 +291,7 @@ ENGINES: dict[str, Engine] = {"local": _local, "torchrun": _torchrun, "ray": _ra
 """What runs a job and returns its store, by name."""
 
 
-def _shards(job: Job, header: dict[str, Any], rank: int, world: int) -> list[Entry]:
+def _shards(job: Job, header: dict[str, Any], rank: int, world: int) -> list[ShardEntry]:
     """Write a part on a worker; return name, size and hash of its shards.
 
     A process may outlive the loss of its machine by some seconds, and still hold its part.

@@ -26,7 +26,7 @@ from actkit.core.edits.edit import swap
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
 from actkit.model import Model
-from actkit.protocol import Metric, Protocol
+from actkit.protocol import Comparison, Measure
 from actkit.trace._base import Localizer
 from actkit.trace._edges import EdgeLocalizer
 from actkit.trace._parts import Parts
@@ -62,17 +62,17 @@ class RandomScores(Localizer):
         return torch.randn(parts.shape(trial.model, length), generator=generator)
 
 
-class TraceProtocol(Protocol):
+class TraceProtocol(Comparison):
     """Agreement with exact patching, faithfulness of circuits, known circuits, seconds."""
 
     metrics: ClassVar = (
-        Metric("agreement, heads", better="higher"),
-        Metric("time", "s", log=True),
-        Metric("agreement, MLPs", better="higher"),
-        Metric("agreement, stream", better="higher"),
-        Metric("top heads shared", better="higher"),
-        Metric("faithfulness", better="higher"),
-        Metric("AUC", better="higher"),
+        Measure("agreement, heads", better="higher"),
+        Measure("time", "s", log=True),
+        Measure("agreement, MLPs", better="higher"),
+        Measure("agreement, stream", better="higher"),
+        Measure("top heads shared", better="higher"),
+        Measure("faithfulness", better="higher"),
+        Measure("AUC", better="higher"),
     )
     tasks: ClassVar = tuple(TASKS)
     on_model: ClassVar = True

@@ -19,21 +19,21 @@ from actkit.steer.controllers.dac import Compose
 from actkit.steer.controllers.lqr import Regulate
 from actkit.steer.controllers.meta_controller import Recode
 from actkit.steer.controllers.self_logits import Mix, Watch
-from actkit.steer.controllers.weighted_controller import Patch, Read
+from actkit.steer.controllers.weighted_controller import DosedDirection, Read
 from actkit.steer.images.attention_redirect import Redirect
-from actkit.steer.images.cross_attn_steer import Turn as ReflectionTurn
+from actkit.steer.images.cross_attn_steer import TurnCrossAttention as ReflectionTurn
 from actkit.steer.images.field_steer import Injected
 from actkit.steer.maps._transport import Transport
-from actkit.steer.maps.flexac import Turn as AdaptiveTurn
+from actkit.steer.maps.flexac import TurnAssociation as AdaptiveTurn
 from actkit.steer.maps.gaussian_ot._low_rank import LowRankMap
 from actkit.steer.maps.manifold_steer._manifold import Along
 from actkit.steer.maps.tunable_experts import Tune
 from actkit.steer.vectors.actadd import AddIfReached
-from actkit.steer.vectors.control_vector import Turn as UnitTurn
+from actkit.steer.vectors.control_vector import TurnState as UnitTurn
 from actkit.steer.vectors.gact import Choose
 from actkit.steer.vectors.neuron_override import Override
 from actkit.steer.vectors.persona import Remove
-from actkit.steer.vectors.vista import Turn as SphereTurn
+from actkit.steer.vectors.vista import TurnTowardsEvidence as SphereTurn
 from actkit.trace.training.optogenetics._clamps import CopyHead
 
 FOLDER = Path(__file__).parent / "files" / "edits_before"
@@ -105,7 +105,7 @@ def controllers() -> dict[str, Operation]:
         "optogenetics": CopyHead(torch.tensor([[3, -1, 4]]), 2.5, watch=False, key="copy"),
         "self_logits.mix": Mix(numbers(5), numbers(5), True, 1e-5, (1, 3), key="mix"),
         "self_logits.watch": Watch(3, key="mix"),
-        "weighted_controller.patch": Patch(
+        "weighted_controller.patch": DosedDirection(
             numbers(5), numbers(2, 3), numbers(2), "relu", key="weighted"
         ),
         "weighted_controller.read": Read(numbers(3, 5), numbers(3), True, key="weighted"),

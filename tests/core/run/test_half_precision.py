@@ -20,13 +20,13 @@ from actkit.core.errors import EditError
 from actkit.core.run.context import ForwardContext
 from actkit.model import Model
 from actkit.steer.controllers.lqr import Regulate
-from actkit.steer.images.cross_attn_steer import Turn as Cross
+from actkit.steer.images.cross_attn_steer import TurnCrossAttention as Cross
 from actkit.steer.maps._transport import Transport
-from actkit.steer.maps.flexac import Turn as Flex
+from actkit.steer.maps.flexac import TurnAssociation as Flex
 from actkit.steer.maps.gaussian_ot._low_rank import LowRankMap
-from actkit.steer.vectors.control_vector import Turn as Repeng
+from actkit.steer.vectors.control_vector import TurnState as Repeng
 from actkit.steer.vectors.persona import Remove
-from actkit.steer.vectors.vista import Turn as Vista
+from actkit.steer.vectors.vista import TurnTowardsEvidence as Vista
 from tests.core import tiny
 
 B, T, D = 3, 5, 48

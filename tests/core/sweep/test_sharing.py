@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import actkit as ak
 from actkit.core.errors import EditError
-from actkit.core.sweep.base_run import Trunk, shares
+from actkit.core.sweep.base_run import BaseRun, shares
 from actkit.model import Model
 from tests.core import tiny
 from tests.core.sites.architectures.parity import randomised
@@ -86,7 +86,7 @@ def test_what_is_shared_is_proven_once() -> None:
         assert shares(m, base)
         m.sweep(base, [[], [ak.scale("resid_pre.1", 0.5)]], total)
         assert set(m.shares.values()) == {wanted}, name
-        assert Trunk(m, base).whole
+        assert BaseRun(m, base).whole
 
 
 def test_a_classifier_has_its_labels_at_one_position() -> None:

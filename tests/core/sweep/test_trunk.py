@@ -12,7 +12,7 @@ from torch import Tensor
 import actkit as ak
 from actkit.core.edits.edit import Edit
 from actkit.core.errors import EditError
-from actkit.core.sweep.base_run import Trunk, shares
+from actkit.core.sweep.base_run import BaseRun, shares
 from actkit.core.sweep.blocks import block_paths
 from actkit.core.sweep.sweep import most_rows
 from actkit.model import Model
@@ -182,7 +182,7 @@ def test_one_heads_values_for_every_token_share_too() -> None:
 
 def test_several_copies_go_on_from_one_block_with_edits_of_all_rows() -> None:
     m = opened("llama")
-    trunk = Trunk(m, EVEN)
+    trunk = BaseRun(m, EVEN)
     got = trunk.resume([ak.scale("resid_pre.1", 0.5)], [1, 1], token=3)
     want = m.run(EVEN, edits=[ak.scale("resid_pre.1", 0.5, ak.Where(tokens=slice(3, None)))],
                  logits=True).logits  # fmt: skip
@@ -195,11 +195,11 @@ def test_which_networks_share() -> None:
     for name in NETWORKS:
         m = opened(name)
         batch = m.encode(EVEN)
-        whole = shares(m, batch) and Trunk(m, batch).whole
+        whole = shares(m, batch) and BaseRun(m, batch).whole
         assert whole == (name not in (*MAMBAS, *WINDOWS)), name
         if name in WINDOWS:
             short = m.encode([row[:3] for row in EVEN])
-            assert Trunk(m, short).whole, name
+            assert BaseRun(m, short).whole, name
 
 
 def test_a_budget_of_memory_sets_the_batch() -> None:

@@ -9,8 +9,8 @@ from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.opening.checkpoints import Checkpoints
 from actkit.read.training.strategy_tracker import (
+    AccuracyCurve,
     BurstyTask,
-    Curve,
     Probe,
     StrategyResult,
     strategy_tracker,
@@ -182,21 +182,24 @@ def test_a_training_loop_is_read_as_it_goes_and_left_in_its_mode() -> None:
 
 
 def test_curves_at_their_limits() -> None:
-    lost = Curve((1, 2), (1.0, 0.5), 0.5, 100)
+    lost = AccuracyCurve((1, 2), (1.0, 0.5), 0.5, 100)
     assert lost.transience == 1
-    never = Curve((1, 2, 3), (0.5, 0.6, 0.5), 0.5, 100)  # the bar is 0.65
+    never = AccuracyCurve((1, 2, 3), (0.5, 0.6, 0.5), 0.5, 100)  # the bar is 0.65
     assert never.onset is None and isnan(never.transience)
-    assert Curve((1, 2), (0.65, 0.66), 0.5, 100).onset == 2
+    assert AccuracyCurve((1, 2), (0.65, 0.66), 0.5, 100).onset == 2
 
 
 def test_competition_is_the_rank_correlation_after_the_peak() -> None:
     steps = (0, 1, 2, 3)
-    fall = Curve(steps, (0.5, 0.9, 0.7, 0.6), 0.5, 100)
-    rise = Curve(steps, (0.9, 0.2, 0.5, 0.7), 0.1, 100)
+    fall = AccuracyCurve(steps, (0.5, 0.9, 0.7, 0.6), 0.5, 100)
+    rise = AccuracyCurve(steps, (0.9, 0.2, 0.5, 0.7), 0.1, 100)
     assert StrategyResult(fall, rise, {}).competition == pytest.approx(-1)
-    for other in (Curve(steps, (0.1,) * 4, 0.1, 100), Curve(steps, (0, 1, 1, 1), 0.1, 100)):
+    for other in (
+        AccuracyCurve(steps, (0.1,) * 4, 0.1, 100),
+        AccuracyCurve(steps, (0, 1, 1, 1), 0.1, 100),
+    ):
         assert isnan(StrategyResult(fall, other, {}).competition)
-    late = Curve(steps, (0.5, 0.6, 0.7, 0.9), 0.5, 100)
+    late = AccuracyCurve(steps, (0.5, 0.6, 0.7, 0.9), 0.5, 100)
     found = StrategyResult(late, rise, {"attn_probs.0": torch.tensor([[0.1, -0.4]])})
     assert isnan(found.competition)
     assert found.summary()["induction"] == pytest.approx(0.1)

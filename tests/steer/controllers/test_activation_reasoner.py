@@ -17,7 +17,7 @@ from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.steer._states import states
 from actkit.steer.controllers.activation_reasoner import ActivationReasoner
-from actkit.steer.controllers.activation_reasoner._concepts import Concept, cut
+from actkit.steer.controllers.activation_reasoner._concepts import FeatureConcept, cut
 from actkit.steer.controllers.activation_reasoner._rules import closure, parsed
 from tests._evidence import Evidence
 from tests.core import tiny
@@ -150,7 +150,7 @@ def labelled(num: int, seed: int, names: list[str] = NAMES) -> list[tuple[Tensor
 
 
 def reasoner(rules: list[str], **settings: Any) -> ActivationReasoner:
-    concepts = {name: Concept([i]) for i, name in enumerate(NAMES)}
+    concepts = {name: FeatureConcept([i]) for i, name in enumerate(NAMES)}
     return ActivationReasoner("place:out", planted(), planted(), concepts, rules, **settings)
 
 
@@ -257,8 +257,8 @@ def test_sums_and_trees_are_found_from_labels() -> None:
         names = (["either"] if kind != "c5" else []) + (["only"] if kind == "c0" else [])
         rows.append((x, names))
     concepts = {
-        "either": Concept(num_features=2),
-        "only": Concept([0, 1, 5], depth=2),
+        "either": FeatureConcept(num_features=2),
+        "only": FeatureConcept([0, 1, 5], depth=2),
     }
     model = ak.open(Net())
     own = ActivationReasoner("place:out", planted(), planted(), concepts, []).fit(model, rows[:100])
@@ -266,7 +266,7 @@ def test_sums_and_trees_are_found_from_labels() -> None:
     held = [own.reason(model, x)[0].confidence for x, _ in rows[100:]]
     agree = [set(h) == set(names) for h, (_, names) in zip(held, rows[100:], strict=True)]
     assert sum(agree) >= 57, "95 % of 60"
-    weighted = Concept([0, 1], weights=[3.0, 1.0])
+    weighted = FeatureConcept([0, 1], weights=[3.0, 1.0])
     own = ActivationReasoner("place:out", planted(), planted(), {"either": weighted}, [])
     pairs = [(x, [n for n in names if n == "either"]) for x, names in rows]
     assert own.fit(model, pairs).reason_.weights_CK.tolist() == [[0.75, 0.25]]
@@ -297,7 +297,7 @@ def on_llama(model: Model) -> ActivationReasoner:
     embeddings: Any = model.module.get_submodule("model.embed_tokens")
     rows = embeddings.weight.detach()[list(words.values())]
     directions = torch.nn.functional.normalize(rows - rows.mean(0), dim=-1)
-    concepts = {name: Concept([i]) for i, name in enumerate(words)}
+    concepts = {name: FeatureConcept([i]) for i, name in enumerate(words)}
     rules = ["seven AND eight IMPLIES nine"]
     data = [(f"w{i} w{n} w{i + 20}", [name]) for i in range(10, 40) for name, n in words.items()]
     reasoner = ActivationReasoner("resid_pre.0", directions, directions, concepts, rules)
@@ -372,7 +372,7 @@ def propositions(model: Model, site: str) -> tuple[float, list[float]]:
     def read(directions: Tensor) -> float:
         """Return F1 of the propositions; where they are all right, so must be what follows."""
         units = torch.nn.functional.normalize(directions, dim=-1)
-        concepts = {name: Concept([i]) for i, name in enumerate(names)}
+        concepts = {name: FeatureConcept([i]) for i, name in enumerate(names)}
         own = ActivationReasoner(site, units, units, concepts, rules, -units @ means.mean(0))
         found = own.fit(model, data).reason(model, [text for text, _ in asked])
         for closed, (_, true) in zip(found, asked, strict=True):
@@ -409,6 +409,6 @@ def test_bad_input_is_refused() -> None:
         reasoner([]).fit(model, [])
     with pytest.raises(InputError, match="one row of 2 tokens or more"):
         reasoner([]).fit(model, [(x[:, :1], names) for x, names in data])
-    wrong = {name: Concept([i + 5]) for i, name in enumerate(NAMES)}
+    wrong = {name: FeatureConcept([i + 5]) for i, name in enumerate(NAMES)}
     with pytest.raises(InputError, match=r"among 0 to 23, got \[24\]"):
         ActivationReasoner("place:out", planted(), planted(), wrong, []).fit(model, data)

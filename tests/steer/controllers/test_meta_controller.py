@@ -23,7 +23,7 @@ import actkit as ak
 from actkit.core.errors import InputError, NotFittedError
 from actkit.model import Model
 from actkit.steer.controllers.meta_controller import MetaController, free_energy
-from actkit.steer.controllers.meta_controller._internal_rl import CodePolicy, Episodes
+from actkit.steer.controllers.meta_controller._internal_rl import CodePolicy, Rollouts
 from actkit.steer.controllers.meta_controller._meta_network import Codes, MetaNetwork
 from tests._evidence import Evidence
 from tests.contract import check_restored
@@ -348,7 +348,7 @@ def test_only_decisions_count(trained: Trained) -> None:
     policy.head.weight.data = uneven(3, 7)
     e, z = uneven(4, 2, 5), uneven(4, 2, 3, seed=1)
     decided = torch.tensor([[1, 1], [0, 1], [0, 0], [1, 0]]).bool()
-    found = Episodes(list(e), list(z), list(decided)).log_prob(policy)
+    found = Rollouts(list(e), list(z), list(decided)).log_prob(policy)
     for row in range(2):
         memory, expected = torch.zeros(1, 7), torch.zeros(())
         for t in range(4):

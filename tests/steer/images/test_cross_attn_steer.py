@@ -12,7 +12,7 @@ from torch.nn.functional import max_pool2d
 import actkit as ak
 from actkit.core.errors import EditError, InputError
 from actkit.model import Model
-from actkit.steer.images.cross_attn_steer import CrossAttnSteer, Turn
+from actkit.steer.images.cross_attn_steer import CrossAttnSteer, TurnCrossAttention
 from tests._evidence import Evidence
 from tests.core import tiny
 from tests.steer._dit import CROSS, DISC, LYING, STANDING, UNSAID, DiT, denoise, gaussian, scenes
@@ -78,7 +78,7 @@ def test_turn_is_the_papers_formula_token_by_token() -> None:
     v = tiny.uneven(7, seed=1, dtype=torch.float64)
     v = v / v.norm()
     for strength in (-1.0, -2.0, 0.6):
-        new = Turn(v, 0.2, strength=strength)(x)
+        new = TurnCrossAttention(v, 0.2, strength=strength)(x)
         for old_D, new_D in zip(x.flatten(0, 1), new.flatten(0, 1), strict=True):
             along = -v if strength > 0 else v
             part = float(old_D @ along)
@@ -94,8 +94,8 @@ def test_turn_is_the_papers_formula_token_by_token() -> None:
 def test_what_lies_along_the_vector_alone_is_turned_or_vanishes() -> None:
     v = torch.tensor([0.0, 1.0, 0.0])
     x = 3 * v[None, None]
-    assert torch.equal(Turn(v, strength=-2.0)(x), -x)
-    assert torch.equal(Turn(v, strength=-1.0)(x), 0 * x)
+    assert torch.equal(TurnCrossAttention(v, strength=-2.0)(x), -x)
+    assert torch.equal(TurnCrossAttention(v, strength=-1.0)(x), 0 * x)
 
 
 def test_each_row_has_its_own_strength(untrained: DiT) -> None:
@@ -307,7 +307,9 @@ def randomised(steer: CrossAttnSteer, strength: float, seed: int) -> list[ak.Edi
     edits = []
     for edit in steer.edits(strength):
         v = torch.randn(32, generator=gen)
-        edits.append(ak.Edit(edit.site, Turn(v / v.norm(), strength=strength), edit.where))
+        edits.append(
+            ak.Edit(edit.site, TurnCrossAttention(v / v.norm(), strength=strength), edit.where)
+        )
     return edits
 
 

@@ -9,7 +9,7 @@ import actkit as ak
 from actkit.core.errors import InputError
 from actkit.data import Cloze
 from actkit.model import Model
-from actkit.steer.maps.flexac import FlexAC, Turn, strongest
+from actkit.steer.maps.flexac import FlexAC, TurnAssociation, strongest
 from tests._evidence import Evidence
 from tests.core import tiny
 from tests.steer._nats import last_logs, perplexity_ratio
@@ -89,19 +89,21 @@ def test_the_turn(evidence: Evidence) -> None:
     h = tiny.uneven(5, 11, 48, seed=3, dtype=torch.float64).float() * 10
     v = tiny.uneven(48, seed=4)
     v = v / v.norm() * 0.3 * h.norm(dim=-1).mean()
-    turned = Turn(v, strength=-1.0)(h)
+    turned = TurnAssociation(v, strength=-1.0)(h)
     stretch = (turned.norm(dim=-1) / h.norm(dim=-1) - 1).abs().max()
     evidence("relative change of the length", measured=stretch, at_most=1e-5)
-    there_and_back = Turn(v, False, strength=1.0)(Turn(v, False, strength=-1.0)(h))
+    there_and_back = TurnAssociation(v, False, strength=1.0)(
+        TurnAssociation(v, False, strength=-1.0)(h)
+    )
     off = ((there_and_back - h).norm(dim=-1) / h.norm(dim=-1)).mean()
     evidence("mean distance after -1 and +1, share of the length", measured=off, at_most=0.05)
-    still = (Turn(v, strength=torch.zeros(5))(h) - h).abs().max()
+    still = (TurnAssociation(v, strength=torch.zeros(5))(h) - h).abs().max()
     evidence("change at strength 0", measured=still, at_most=0)
 
     side = torch.linalg.qr(torch.stack([v, h[0, 0]], -1)).Q[:, 1] * v.norm()
     aligned = torch.stack([c * v + (1 - c**2) ** 0.5 * side for c in (0.81, 0.9, 0.99)])[None]
     for sign in (1.0, -1.0):
-        turn = Turn(v, strength=sign * 0.5)
+        turn = TurnAssociation(v, strength=sign * 0.5)
         shift = (turn(sign * aligned) - sign * aligned).norm(dim=-1).max()
         share = shift / (turn(side[None, None]) - side).norm()
         evidence(f"shift of aligned over orthogonal, {sign:+g}", measured=share, at_most=0.3)
@@ -110,7 +112,7 @@ def test_the_turn(evidence: Evidence) -> None:
 def test_the_turn_is_the_written_formula() -> None:
     h, v = tiny.uneven(3, 2, 7, dtype=torch.float64), tiny.uneven(7, seed=1, dtype=torch.float64)
     for a in (0.7, -1.3):
-        found = Turn(v, strength=a)(h.float())
+        found = TurnAssociation(v, strength=a)(h.float())
         for row, new in zip(h.flatten(0, 1), found.flatten(0, 1), strict=True):
             cos = row @ (a * v) / (row.norm() * (a * v).norm())
             moved = row + a * (1 - cos) * v

@@ -17,7 +17,7 @@ import actkit as ak
 from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.steer.maps.manifold_steer import ManifoldSteer
-from actkit.steer.maps.manifold_steer._manifold import Curve
+from actkit.steer.maps.manifold_steer._manifold import ConceptCurve
 from tests._evidence import Evidence
 from tests.core import tiny
 
@@ -39,7 +39,7 @@ def passing(width: int, num_answers: int) -> Model:
 def test_a_circle_is_traced_by_its_points() -> None:
     """A periodic spline through 12 points stays within 1e-3 of the circle."""
     angle = torch.arange(12) * torch.pi / 6
-    circle = Curve.through(torch.stack([angle.cos(), angle.sin()], 1), cyclic=True)
+    circle = ConceptCurve.through(torch.stack([angle.cos(), angle.sin()], 1), cyclic=True)
     s = torch.linspace(-5, 20, 301, dtype=torch.float64)
     want = torch.stack([(s * torch.pi / 6).cos(), (s * torch.pi / 6).sin()], 1)
     torch.testing.assert_close(circle(s), want, rtol=0, atol=1e-3)
@@ -51,7 +51,7 @@ def test_a_circle_is_traced_by_its_points() -> None:
 
 def test_an_open_curve_is_exact_for_a_cubic_and_stops_at_its_ends() -> None:
     s = torch.arange(6.0, dtype=torch.float64)
-    cubic = Curve.through((s**3 - 4 * s + 1)[:, None], cyclic=False)
+    cubic = ConceptCurve.through((s**3 - 4 * s + 1)[:, None], cyclic=False)
     between = torch.tensor([0.3, 2.5, 4.9], dtype=torch.float64)
     torch.testing.assert_close(cubic(between)[:, 0], between**3 - 4 * between + 1)
     ends = cubic(torch.tensor([-2.0, 9.0], dtype=torch.float64))[:, 0]

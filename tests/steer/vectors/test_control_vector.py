@@ -12,7 +12,7 @@ from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.steer._measure import next_logits
 from actkit.steer._shift import logit_shift_report
-from actkit.steer.vectors.control_vector import ControlVector, Readout, Turn, control_vector
+from actkit.steer.vectors.control_vector import ControlVector, Readout, TurnState, control_vector
 from tests._evidence import Evidence
 from tests.core import tiny
 
@@ -84,7 +84,7 @@ def test_normalised_states_keep_their_length(smollm2: Model, evidence: Evidence)
 
 
 def test_turn_by_hand() -> None:
-    turn = Turn(torch.tensor([0.0, 3.0]), strength=torch.tensor([0.0, 1.0]))
+    turn = TurnState(torch.tensor([0.0, 3.0]), strength=torch.tensor([0.0, 1.0]))
     x = torch.cat([tiny.uneven(1, 50, 2), torch.tensor([4.0, 0.0]).expand(1, 50, 2)])
     turned = turn(x)
     assert torch.equal(turned[0], x[0])

@@ -11,7 +11,7 @@ from torch import Tensor
 import actkit as ak
 from actkit.core.errors import EditError, InputError
 from actkit.model import Model
-from actkit.steer.vectors.vista import Turn, Vista
+from actkit.steer.vectors.vista import TurnTowardsEvidence, Vista
 from tests._evidence import Evidence
 from tests.core import tiny
 from tests.core.sites.architectures.parity import randomised
@@ -53,7 +53,7 @@ def test_turning_keeps_lengths(simple: bool, evidence: Evidence) -> None:
     x, v = tiny.uneven(9, 23, seed=1), tiny.uneven(23, seed=2) - 0.9
     cosines = torch.cosine_similarity(x, v, dim=-1)
     assert cosines.min() < 0 < cosines.max(), "both sides of the factor are met"
-    turned = Turn(v, simple, strength=0.37)(x[None])[0]
+    turned = TurnTowardsEvidence(v, simple, strength=0.37)(x[None])[0]
     change = (turned.norm(dim=-1) / x.norm(dim=-1) - 1).abs().max()
     evidence("relative change of length", measured=change, at_most=1e-5)
     expected = by_hand(x.double(), v.double(), 0.37, simple)
@@ -202,7 +202,7 @@ def code_words(model: Model) -> tuple[float, list[float]]:
         random = [
             ak.Edit(
                 e.site,
-                Turn(torch.randn(50, width, generator=gen), strength=vista.scale),
+                TurnTowardsEvidence(torch.randn(50, width, generator=gen), strength=vista.scale),
                 e.where,
             )
             for e in vista.edits()

@@ -13,7 +13,10 @@ from torch import Tensor
 from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.trace._in_context import repeated
-from actkit.trace.heads.sparse_attention_decomposition import Edge, sparse_attention_decomposition
+from actkit.trace.heads.sparse_attention_decomposition import (
+    SignalEdge,
+    sparse_attention_decomposition,
+)
 from actkit.trace.heads.sparse_attention_decomposition._query_key import SIDES, QueryKey, query_key
 from actkit.trace.heads.sparse_attention_decomposition._signals import contributions, decompose
 from tests._evidence import Evidence
@@ -180,7 +183,7 @@ def test_the_induction_head_of_smollm2(smollm2: Model, evidence: Evidence) -> No
     evidence("attention lost without what these heads send", measured=drop, at_least=0.5)
 
 
-def before(m: Model, tokens: Tensor, edge: Edge) -> float:
+def before(m: Model, tokens: Tensor, edge: SignalEdge) -> float:
     """Return the sender's attention from where it wrote to the token before."""
     _, layer, head = edge.sender.split(".")
     site = f"attn_probs.{layer}"

@@ -18,7 +18,7 @@ from actkit.trace._causal import Causal
 from actkit.trace._latent_values import LatentValues
 from actkit.trace.reasoning.cot_variables import continued, cot_variables, patched, rewritten
 from actkit.trace.reasoning.cot_variables._chains import (
-    Step,
+    ChainStep,
     only_values,
     other_values,
     parse,
@@ -86,7 +86,7 @@ def broken(tokens: Tensor) -> Tensor:
 
 def test_values_are_parsed_with_their_places() -> None:
     trace = written(torch.tensor([[3, 4, 5]]))
-    assert parse(trace[0], NAMES, EQUALS) == [Step(6, "p", 7), Step(10, "q", 2)]
+    assert parse(trace[0], NAMES, EQUALS) == [ChainStep(6, "p", 7), ChainStep(10, "q", 2)]
     assert places(trace, NAMES, EQUALS) == AT
     assert only_values(trace, PROMPT, AT).tolist() == [[3, 4, 5, 7, 2]]
     shifted = torch.cat([trace.roll(1, 1), trace])

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from actkit.core.compat import kernel_reads
 from actkit.core.errors import SiteError
-from actkit.core.run.doors import Close, Guest, door
+from actkit.core.run.attachments import Close, ThreadBound, attachments
 
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 NAME = "actkit"
@@ -36,7 +36,7 @@ class AttentionSocket:
     """What one run reads and edits at one attention module while it is open."""
 
     def __init__(
-        self, module: nn.Module, guest: Guest, run: Callable[[list[Any], Tensor], Tensor]
+        self, module: nn.Module, guest: ThreadBound, run: Callable[[list[Any], Tensor], Tensor]
     ) -> None:
         """Plan for one module.
 
@@ -97,7 +97,7 @@ class _Switch:
             ALL_ATTENTION_FUNCTIONS[NAME] = _attend
         own = copy.copy(self._config)
         own._attn_implementation_internal = NAME
-        self._give_back: Close = door(module).lend("config", own)
+        self._give_back: Close = attachments(module).lend("config", own)
 
     def close(self) -> None:
         """Give the module its config back."""

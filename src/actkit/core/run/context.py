@@ -24,7 +24,7 @@ from actkit.core.run.recording import Rows
 
 
 class ForwardContext:
-    """One forward pass of one stack; hooks at its door keep it up to date.
+    """One forward pass of one stack; hooks at its module keep it up to date.
 
     Attributes:
         batch: Number of rows, 0 before the first pass.

@@ -23,7 +23,7 @@ RESCALE = (
 )
 
 
-class Loaded(tuple[Any, ...]):
+class LoadedBatch(tuple[Any, ...]):
     """One batch of a `DataLoader`: inputs first, what they are to be told apart by after them."""
 
     __slots__ = ()
@@ -132,7 +132,7 @@ def without_labels(module: nn.Module, values: tuple[Any, ...]) -> tuple[Any, ...
     names, required = _positional(module)
     if names is None:
         return values
-    loaded = isinstance(values, Loaded)
+    loaded = isinstance(values, LoadedBatch)
     most = max(1, required) if loaded else len(names)
     if len(values) <= most:
         return values

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from actkit.core.compat import generators, is_checkpointing, is_in_checkpoint, num_virtual_tokens
 from actkit.core.edits.controller import Controller, SideRun, temporarily
 from actkit.core.errors import EditError
+from actkit.core.run.attachments import Close, ThreadBound, attachments
 from actkit.core.run.attention import AttentionSocket
 from actkit.core.run.context import ForwardContext
-from actkit.core.run.doors import Close, Guest, door
 from actkit.core.run.experts import ExpertSocket, RouterSocket
 from actkit.core.run.fed import Told
 from actkit.core.run.taps import Tap
-from actkit.core.run.tensor_path import Chain, get, main_input, main_output, put, slots
+from actkit.core.run.tensor_path import TensorPath, arguments, get, main_input, main_output, put
 from actkit.core.run.told import keeps_several_beams, told_by_generate
 
 
@@ -37,7 +37,7 @@ _RUNS_ONCE: WeakSet[nn.Module] = WeakSet()
 """Modules that were seen to run once in a whole pass."""
 
 
-class Hooks(Guest):
+class Hooks(ThreadBound):
     """The hooks of one run; a context manager that leaves nothing behind.
 
     Args:
@@ -66,7 +66,7 @@ class Hooks(Guest):
         self._stacks, self._told = stacks, told
         self._generating: Told | None = None
         self.contexts: dict[str, ForwardContext] = {}
-        self._aside = False  # a pass beside the run: not counted, not read, never stopped
+        self._is_side_run = False  # a pass beside the run: not counted, not read, never stopped
         self._waiting = {id(t) for t in self._taps if t.read or (t.edits and not t.site.stack)}
         self._calls: dict[tuple[str, str], int] = defaultdict(int)
         self._inside: list[str] = []
@@ -104,7 +104,7 @@ class Hooks(Guest):
         self.leave_here()
 
     def _set(self) -> None:
-        self._set_doors()
+        self._set_attachments()
         groups: dict[tuple[str, str], list[Tap]] = defaultdict(list)
         for tap in self._taps:
             groups[tap.site.place.path, tap.site.place.side].append(tap)
@@ -126,7 +126,7 @@ class Hooks(Guest):
         if any(t.edits for t in self._taps):
             self._hook(self._module, "register_forward_hook", self._check_logits)
 
-    def _set_doors(self) -> None:
+    def _set_attachments(self) -> None:
         """Listen to passes of the network and its stacks, and to calls of `generate`."""
         virtual = num_virtual_tokens(self._module)
         for name, path in {"": "", **{f"stack {n}": p for n, p in self._stacks.items()}}.items():
@@ -141,7 +141,7 @@ class Hooks(Guest):
         if is_loop and any(t.edits for t in self._taps):
             for module in generators(self._module):
                 listener = partial(self._generate, module)
-                self._ends.append(door(module).listen("generate", listener))
+                self._ends.append(attachments(module).listen("generate", listener))
 
     def _hook(
         self, module: nn.Module, register: str, fn: Callable[..., Any], **settings: Any
@@ -153,7 +153,7 @@ class Hooks(Guest):
                 return fn(called, *given)
             return None
 
-        self._ends.append(door(module).hook(register, own, **settings))
+        self._ends.append(attachments(module).hook(register, own, **settings))
 
     def _setter(self, side: str) -> Callable[[nn.Module, str, list[Tap]], None]:
         setters = {
@@ -190,7 +190,7 @@ class Hooks(Guest):
 
         self._hook(module, "register_forward_pre_hook", before, with_kwargs=True)
         self._hook(module, "register_forward_hook", after, always_call=True)
-        self._ends.append(door(module).listen("forward", forward))
+        self._ends.append(attachments(module).listen("forward", forward))
 
     def _begin(
         self,
@@ -209,11 +209,11 @@ class Hooks(Guest):
         context = self.contexts[name]
         answers = name == "stack decoder" and "encoder" in self._stacks
         context.begin(args, kwargs, self._generating or self._told, rows_only=answers)
-        if len(self._inside) == 1 and not self._aside:
+        if len(self._inside) == 1 and not self._is_side_run:
             self._memory = context.memory
         context.memory = self._memory  # what controllers remember is of the whole pass
-        if not self._aside:
-            alone = partial(self._alone, before)
+        if not self._is_side_run:
+            alone = partial(self._beside, before)
             for controller in looking:
                 memory = context.memory.setdefault(controller.key, {})
                 beside = SideRun(self._module, (args, kwargs), memory, alone)
@@ -273,12 +273,12 @@ class Hooks(Guest):
                 found[own.key] = own
         return list(found.values())
 
-    def _alone(self, before: Mapping[str, ForwardContext]) -> AbstractContextManager[None]:
+    def _beside(self, before: Mapping[str, ForwardContext]) -> AbstractContextManager[None]:
         """Return a context for one more pass from where the contexts stood."""
         contexts = {k: c.again_beside() for k, c in before.items()}
         fresh: dict[tuple[str, str], int] = defaultdict(int)
         return temporarily(
-            self, _aside=True, _stop=False, contexts=contexts, _calls=fresh, _inside=[]
+            self, _is_side_run=True, _stop=False, contexts=contexts, _calls=fresh, _inside=[]
         )
 
     def _check_logits(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -334,9 +334,9 @@ class Hooks(Guest):
                         "backward, where edits and recordings no longer stand: run without it"
                     )
                 first = call == 0 or tap.site.place.call is not None
-                tap.calls = tap.calls if self._aside else max(tap.calls, call + 1)
-                x = tap.pass_on(x, self._context(tap), first=first and not self._aside)
-                if not self._aside:
+                tap.calls = tap.calls if self._is_side_run else max(tap.calls, call + 1)
+                x = tap.pass_on(x, self._context(tap), first=first and not self._is_side_run)
+                if not self._is_side_run:
                     self._waiting.discard(id(tap))
         return x
 
@@ -348,15 +348,15 @@ class Hooks(Guest):
 
     def _into(self, module: nn.Module, path: str, taps: list[Tap]) -> None:
         # what reads or writes the stream comes before what only this module sees
-        groups = _by_item(sorted(taps, key=lambda t: not t.site.place.shared))
+        groups = _by_item(sorted(taps, key=lambda t: not t.site.place.is_stream))
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            call, old = self._call(path, "in"), slots(args, kwargs)
+            call, old = self._call(path, "in"), arguments(args, kwargs)
             given = old
             for item, own in groups:
                 chain = item or main_input(path, given)
                 x = get(given, chain, f"{path}:in")
-                shared = own[0].site.place.shared and any(t.writes for t in own)
+                shared = own[0].site.place.is_stream and any(t.writes for t in own)
                 # what edits keep for their gradients must not be overwritten by the copy below
                 new = self._pass(own, call, x.clone() if shared else x)
                 if new is not x and shared:
@@ -407,7 +407,7 @@ class Hooks(Guest):
         self._hook(module, "register_forward_hook", after, prepend=True)
 
 
-def _by_item(taps: list[Tap]) -> list[tuple[Chain, list[Tap]]]:
+def _by_item(taps: list[Tap]) -> list[tuple[TensorPath, list[Tap]]]:
     """Group taps of one tensor that follow each other; their order stays."""
-    alike = groupby(taps, lambda t: (t.site.place.item, t.site.place.shared))
+    alike = groupby(taps, lambda t: (t.site.place.item, t.site.place.is_stream))
     return [(item, list(own)) for (item, _), own in alike]

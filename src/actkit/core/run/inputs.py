@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from actkit.core.errors import InputError
 from actkit.core.run.chats import is_chat, rendered, token_ids
 from actkit.core.run.forms import (
-    Loaded,
+    LoadedBatch,
     as_list,
     device_of,
     num_rows,
@@ -99,7 +99,7 @@ class Encoder:
             return self._given(inputs.args, inputs.kwargs)
         if isinstance(inputs, PackedSequence):
             return self._given((inputs,), {})
-        if isinstance(inputs, Loaded):
+        if isinstance(inputs, LoadedBatch):
             return self._loaded(inputs)
         listed = as_list(inputs)
         if listed is not None:
@@ -169,7 +169,7 @@ class Encoder:
                 raise InputError(f"a prompt must have a token, got {texts[i]!r} at index {i}")
         return self._tokens(rows)
 
-    def _loaded(self, values: Loaded) -> Batch:
+    def _loaded(self, values: LoadedBatch) -> Batch:
         """Take what a network takes of a loader's batch: its inputs, and not their labels."""
         first, *_ = values
         if isinstance(first, Tensor):

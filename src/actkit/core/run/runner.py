@@ -28,7 +28,7 @@ from actkit.core.run.taps import Read, Tap, check_acted, check_calls, check_reac
 from actkit.core.run.told import told_by_run, told_by_user
 from actkit.core.sites.discover import find
 from actkit.core.sites.site import Site
-from actkit.core.sites.site_names import Addresses
+from actkit.core.sites.site_names import SiteNames
 
 Names = str | Site | Sequence[str | Site]
 
@@ -68,7 +68,7 @@ class Runner:
         self._note = network.note
         self._roots = network.roots or {}
         self.shares: dict[Any, bool] = {}
-        self._addresses = Addresses(
+        self._site_names = SiteNames(
             module, network.sites, network.prefixes, axes, network.tokens_first
         )
 
@@ -93,7 +93,7 @@ class Runner:
         Raises:
             SiteError: Nothing matches; the message lists the nearest names.
         """
-        return self._addresses.listed(pattern, refused)
+        return self._site_names.listed(pattern, refused)
 
     def site(self, name: str) -> Site:
         """Return the one site of a name, an alias or a module path.
@@ -101,7 +101,7 @@ class Runner:
         Raises:
             SiteError: There is none, or a pattern matches several.
         """
-        found = self._addresses.find(name)
+        found = self._site_names.find(name)
         if len(found) != 1:
             raise SiteError(f"{name!r} must be one site, it matches {len(found)}")
         return found[0]
@@ -129,13 +129,13 @@ class Runner:
             logits: Also keep the network's logits.
             grad: Keep the graph, so that recorded tensors can be differentiated.
         """
-        batch, sites = self.encode(inputs), self._addresses.find(record)
+        batch, sites = self.encode(inputs), self._site_names.find(record)
         each = partial(self._record, sites=sites, logits=logits, grad=grad)
         parts = self.encode.split(batch)
         if len(parts) > 1:
             if grad:
                 raise InputError(f"gradients need one run, but {self.encode.note}: give one row")
-            return run_alone(batch, parts, edits, self._addresses.find, each)
+            return run_alone(batch, parts, edits, self._site_names.find, each)
         recording, taps = each(batch, edits)
         check_acted(taps)
         check_run(taps)
@@ -246,7 +246,7 @@ class Runner:
             return latest[spot]
 
         for edit in as_edits(edits):
-            for site in self._addresses.find(edit.site):
+            for site in self._site_names.find(edit.site):
                 if not edit.operation.neutral:
                     tap_at(site).edits.append(edit)
         for site in sites:

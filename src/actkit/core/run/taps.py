@@ -47,7 +47,7 @@ class Tap:
         if self.read is not None and first:
             if torch.is_grad_enabled() and x.is_floating_point():
                 x, raw = self._in_graph(x, raw, context.batch)
-            elif self.site.place.fleeting:
+            elif self.site.place.overwritten:
                 x = x.clone()
             self.read(self.site, x, context)
         return raw
@@ -74,7 +74,7 @@ class Tap:
 
         A copy flows on, since the network may overwrite it.
         """
-        if self.site.place.shared:
+        if self.site.place.is_stream:
             x = x.requires_grad_()
             return x, raw if x is raw else self._put(raw, x, batch)
         if not x.requires_grad:

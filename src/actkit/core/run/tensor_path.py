@@ -10,18 +10,18 @@ from torch.nn.utils.rnn import PackedSequence
 
 from actkit.core.errors import SiteError
 
-Chain = tuple[int | str, ...]
+TensorPath = tuple[int | str, ...]
 """The way to a tensor inside nested tuples, mappings and outputs."""
 
 
-def slots(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, Any]:
+def arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, Any]:
     """Return all arguments under their numbers and names."""
-    slots: dict[int | str, Any] = dict(enumerate(args))
-    slots.update(kwargs)
-    return slots
+    arguments: dict[int | str, Any] = dict(enumerate(args))
+    arguments.update(kwargs)
+    return arguments
 
 
-def main_input(path: str, given: Mapping[int | str, Any]) -> Chain:
+def main_input(path: str, given: Mapping[int | str, Any]) -> TensorPath:
     """Return the way to a module's first input that is a tensor."""
     names = [k for k, v in given.items() if isinstance(v, Tensor)]
     if not names:
@@ -30,7 +30,7 @@ def main_input(path: str, given: Mapping[int | str, Any]) -> Chain:
     return ("hidden_states" if named else names[0],)
 
 
-def main_output(output: Any) -> Chain:
+def main_output(output: Any) -> TensorPath:
     """Return the way to the main tensor of what a module returned: itself, or its first item."""
     if isinstance(output, Tensor):
         return ()
@@ -40,7 +40,7 @@ def main_output(output: Any) -> Chain:
     return tuple(k for k, v in named.items() if isinstance(v, Tensor))[:1]
 
 
-def get(values: Any, chain: Chain, where: str) -> Tensor:
+def get(values: Any, chain: TensorPath, where: str) -> Tensor:
     """Return the tensor at the end of the chain; `where` names it in errors."""
     for item in chain:
         if isinstance(values, Tensor):  # an index would take a row of it, not an item
@@ -84,7 +84,7 @@ def _fields(values: Any) -> dict[str, Any]:
     return {f.name: getattr(values, f.name) for f in fields(values)}
 
 
-def put(values: Any, chain: Chain, new: Tensor) -> Any:
+def put(values: Any, chain: TensorPath, new: Tensor) -> Any:
     """Return a copy of the values with the item at the end of the chain replaced."""
     if not chain:
         return new

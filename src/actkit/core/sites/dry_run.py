@@ -18,7 +18,7 @@ from actkit.core.sites.readable import readable
 from actkit.core.sites.site import Place, Site
 
 
-class Sight:
+class DryRun:
     """What went into and came out of a network's modules in one run.
 
     Watched are the blocks, their children and the maps and activations inside, and outside of the
@@ -137,7 +137,7 @@ class Group:
         children: The block's own children, without dropouts.
     """
 
-    def __init__(self, sight: Sight, indices: Sequence[int]) -> None:
+    def __init__(self, sight: DryRun, indices: Sequence[int]) -> None:
         """Look at some blocks of a run."""
         self.sight, self.indices = sight, tuple(indices)
         self._paths = [sight.blocks[i] for i in indices]

@@ -20,7 +20,7 @@ from actkit.core.edits.edit import apply, scale
 from actkit.core.errors import SiteError
 from actkit.core.run.context import ForwardContext
 from actkit.core.run.taps import Tap
-from actkit.core.sites.dry_run import Sight, adds_up, is_norm, same, watched
+from actkit.core.sites.dry_run import DryRun, adds_up, is_norm, same, watched
 from actkit.core.sites.proposal import Proposal
 from actkit.core.sites.site import POINTS, Place, Site, Stack, out, stack_sites
 
@@ -52,7 +52,7 @@ def found_stack(network: nn.Module, blocks: str, number: int) -> Stack:
     Raises:
         ValueError: The blocks hand on no (B, T, D) stream from one to the next.
     """
-    sight = Sight(network, blocks, number)
+    sight = DryRun(network, blocks, number)
     if sight.again:
         raise ValueError("its blocks run more than once in one pass")
     stream, after = _stream(sight)
@@ -83,7 +83,7 @@ def found_stack(network: nn.Module, blocks: str, number: int) -> Stack:
     return _joined([*told, *parts[len(told) :]], owners)
 
 
-def _stream(sight: Sight) -> tuple[Tensor, Tensor]:
+def _stream(sight: DryRun) -> tuple[Tensor, Tensor]:
     """Return what the blocks that ran receive and what they return, (L, B, T, D) both."""
     ran = [sight.blocks[i] for i in sight.ran]
     sides = [[sight.value(b, side) for b in ran] for side in ("in", "out")]
@@ -101,7 +101,7 @@ def _stream(sight: Sight) -> tuple[Tensor, Tensor]:
     )
 
 
-def _fits_stream(sight: Sight, values: list[Tensor], number: int) -> bool:
+def _fits_stream(sight: DryRun, values: list[Tensor], number: int) -> bool:
     """Say whether as many values are (B, T, D) of one shape, with the rows that were read."""
     if len(values) != number:
         return False
@@ -115,7 +115,7 @@ def _fits_stream(sight: Sight, values: list[Tensor], number: int) -> bool:
     return shape[:2] == sight.read.shape
 
 
-def _check_axes(sight: Sight, stream: Tensor, after: Tensor) -> None:
+def _check_axes(sight: DryRun, stream: Tensor, after: Tensor) -> None:
     """Refuse a stream of images or sound whose rows and width are not proven."""
     if sight.ids is not None:
         return
@@ -128,7 +128,7 @@ def _check_axes(sight: Sight, stream: Tensor, after: Tensor) -> None:
         raise ValueError("the rows of its stream are not those of its inputs")
 
 
-def _rows_are_inputs(sight: Sight, after: Tensor) -> bool:
+def _rows_are_inputs(sight: DryRun, after: Tensor) -> bool:
     """Say whether the first input alone has the first row of what both have."""
     values: list[Tensor] = []
     last = Site("last", place=Place(sight.blocks[sight.ran[-1]], "out"))
@@ -139,7 +139,7 @@ def _rows_are_inputs(sight: Sight, after: Tensor) -> bool:
     return alone.shape == wanted.shape and bool((alone - wanted).norm() <= bound)
 
 
-def _ends(sight: Sight, after: Tensor) -> tuple[dict[str, Place], dict[str, Any]]:
+def _ends(sight: DryRun, after: Tensor) -> tuple[dict[str, Place], dict[str, Any]]:
     """Find embeddings, final norm and logits, and the sizes that go with them."""
     places: dict[str, Place] = {}
     sizes: dict[str, Any] = {}
@@ -159,10 +159,10 @@ def _ends(sight: Sight, after: Tensor) -> tuple[dict[str, Place], dict[str, Any]
         places["logits"] = out("", *way)
         sizes["vocabulary"] = logits.shape[-1]
     changed = {p: sight.overwritten([x.path], x.side) for p, x in places.items()}
-    return {p: replace(x, fleeting=changed[p]) for p, x in places.items()}, sizes
+    return {p: replace(x, overwritten=changed[p]) for p, x in places.items()}, sizes
 
 
-def _is_final_norm(sight: Sight, path: str, module: nn.Module, after: Tensor) -> bool:
+def _is_final_norm(sight: DryRun, path: str, module: nn.Module, after: Tensor) -> bool:
     """Say whether a module norms what the last block returned, beside the blocks."""
     # a norm inside another part is that part's own
     beside = sight.blocks[0].startswith(path[: path.rfind(".") + 1])

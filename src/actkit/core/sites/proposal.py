@@ -61,7 +61,7 @@ class Proposal:
         places = {"resid_pre": into(""), "resid_post": out("")}
         for some in found:
             places |= some
-        self.places = {p: replace(x, fleeting=group.overwritten(x)) for p, x in places.items()}
+        self.places = {p: replace(x, overwritten=group.overwritten(x)) for p, x in places.items()}
 
     def _child(self, names: re.Pattern[str], part: str) -> str:
         """Return the one child of a block that goes by such a name; "" unless it is one."""
@@ -93,7 +93,7 @@ class Proposal:
             if adds_up(self._after, self._stream, attn, mlp):
                 inputs = ((p, sight(p, "in")) for p in sight.children)
                 middle = next((p for p, x in inputs if adds_up(x, self._stream, attn)), None)
-                mid = {} if middle is None else {"resid_mid": into(middle, shared=True)}
+                mid = {} if middle is None else {"resid_mid": into(middle, is_stream=True)}
                 return {"attn_out": out(a), **mid, "mlp_out": out(m)}
         return {}
 

@@ -79,18 +79,18 @@ class Place:
         side: "in" or "out"; "scores", "probs", "router" and "experts" are computed beside it.
         item: Index into a tuple, or field of a mapping, that the module returns; a chain of them.
         layout: The view.
-        shared: The tensor is also the residual stream itself, so an edit writes into it.
+        is_stream: The tensor is also the residual stream itself, so an edit writes into it.
         call: Which call of the module in one forward pass; None is every call.
-        fleeting: The network overwrites the tensor later, so a reading is a copy.
+        overwritten: The network overwrites the tensor later, so a reading is a copy.
     """
 
     path: str
     side: str
     item: tuple[int | str, ...] = ()
     layout: Layout = PLAIN
-    shared: bool = False
+    is_stream: bool = False
     call: int | None = None
-    fleeting: bool = False
+    overwritten: bool = False
 
 
 def out(path: str, *item: int | str, **view: Any) -> Place:
@@ -98,9 +98,9 @@ def out(path: str, *item: int | str, **view: Any) -> Place:
     return Place(path, "out", item, Layout(**view))
 
 
-def into(path: str, *, shared: bool = False, **view: Any) -> Place:
+def into(path: str, *, is_stream: bool = False, **view: Any) -> Place:
     """Return the place of a module's first input."""
-    return Place(path, "in", (), Layout(**view), shared)
+    return Place(path, "in", (), Layout(**view), is_stream)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def points_of(name: str) -> tuple[str, ...]:
     return (found[1],) if found is not None and found[2] in POINTS and not found[4] else ()
 
 
-class Addresses:
+class SiteNames:
     """All sites of one network, found by what users write."""
 
     def __init__(
@@ -240,7 +240,7 @@ class Addresses:
         items = tuple(int(i) if i.isdigit() else i for i in match["items"].split(".")[1:])
         call = None if match["call"] is None else int(match["call"])
         layout = Layout(tokens_first=match["path"].startswith(self._tokens_first))
-        place = Place(match["path"], match["side"], items, layout, call=call, fleeting=True)
+        place = Place(match["path"], match["side"], items, layout, call=call, overwritten=True)
         known, own = self._axes.at(name, place.path, items), place.path
         others = tuple(p for p in self._paths[id(submodule(self._module, own))] if p != own)
         return Site(name, None, name, place=place, known=known, others=others)

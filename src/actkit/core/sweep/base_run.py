@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from actkit.core.compat import cache_argument, cache_keywords, output_cache
 from actkit.core.edits.edit import Edit
 from actkit.core.errors import EditError
+from actkit.core.run.attachments import ThreadBound
 from actkit.core.run.context import ForwardContext
-from actkit.core.run.doors import Guest
 from actkit.core.run.inputs import Batch
 from actkit.core.run.recording import Recording
 from actkit.core.run.told import told_by_run
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from actkit.core.run.runner import Runner
 
 
-class Trunk(Guest):
+class BaseRun(ThreadBound):
     """One run of the bare network, from whose middle edited runs go on.
 
     Attributes:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from actkit.core.run.doors import Guest
+from actkit.core.run.attachments import ThreadBound
 
 if TYPE_CHECKING:
     from actkit.core.run.runner import Runner
@@ -25,7 +25,7 @@ class Skip(nn.Module):
     """Stands in for a block that need not run; gives on its input, or the trunk's stream."""
 
     def __init__(
-        self, block: nn.Module, value: Tensor | None, as_tuple: bool, guest: Guest
+        self, block: nn.Module, value: Tensor | None, as_tuple: bool, guest: ThreadBound
     ) -> None:
         """Stand in for a block; return `value`, or the input if it is None.
 

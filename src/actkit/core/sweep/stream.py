@@ -19,7 +19,7 @@ from actkit.core.errors import ActkitError, InputError, SiteError
 from actkit.core.progress import track
 from actkit.core.run.chats import is_chat
 from actkit.core.run.context import ForwardContext
-from actkit.core.run.forms import Loaded, num_rows
+from actkit.core.run.forms import LoadedBatch, num_rows
 from actkit.core.run.inputs import Batch, Call
 from actkit.core.run.on_bad import OnBad, Skipped
 from actkit.core.run.recording import FACTS, Rows
@@ -44,7 +44,7 @@ def batches(data: Any, size: int) -> Iterator[Any]:
     loaded = isinstance(data, DataLoader | Dataset)
     while group := list(islice(items, 1 if loaded else size)):
         if loaded:
-            yield from (Loaded(g) if isinstance(g, list | tuple) else g for g in group)
+            yield from (LoadedBatch(g) if isinstance(g, list | tuple) else g for g in group)
         elif any(map(_is_whole, group)):
             yield from group
         else:
@@ -101,7 +101,7 @@ class Observed(dict[Any, list[Any]]):
 
 
 @dataclass(frozen=True)
-class Pass:
+class StreamPass:
     """How data are passed through a network; see `Model.observe`."""
 
     batch_size: int = 8
@@ -113,7 +113,7 @@ def observe(
     model: "Runner",
     data: Any,
     readings: Mapping[Any, Sequence[Any]],
-    how: Pass,
+    how: StreamPass,
     rank: int = 0,
     world: int = 1,
 ) -> Observed:

@@ -21,7 +21,7 @@ from actkit.core.errors import EditError
 from actkit.core.progress import track
 from actkit.core.run.inputs import Batch
 from actkit.core.sites.site import Site
-from actkit.core.sweep.base_run import Trunk, first_token, shares
+from actkit.core.sweep.base_run import BaseRun, first_token, shares
 from actkit.core.sweep.sharing import agrees
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _from_the_middle(
     tokens = torch.as_tensor(base.tokens)
     valid = torch.ones_like(tokens).bool() if base.valid is None else base.valid
     sited = [_sited(model, v) for v in variants]
-    trunk = Trunk(model, base, positions(valid, at), _worth_recording(base, sited))
+    trunk = BaseRun(model, base, positions(valid, at), _worth_recording(base, sited))
     planned = [_planned(trunk, i, v) for i, v in enumerate(sited)]
     resumes = any(v.block is not None for v in planned)
     if not trunk.whole or (resumes and at is not _TRIED and not _is_proven(model, base)):
@@ -182,7 +182,7 @@ def _plain(
 
 
 def _shared(
-    trunk: Trunk, planned: Sequence[Variant], metric: Metric, most: int, grad: bool
+    trunk: BaseRun, planned: Sequence[Variant], metric: Metric, most: int, grad: bool
 ) -> Tensor:
     """Run of every version what comes after its first edit."""
     rows = trunk.batch.num_samples
@@ -208,7 +208,7 @@ def _shared(
     return torch.stack([found[i] for i in range(len(planned))])
 
 
-def _planned(trunk: Trunk, index: int, edits: Sited) -> Variant:
+def _planned(trunk: BaseRun, index: int, edits: Sited) -> Variant:
     """Find where a version begins: at the first block and token that it changes.
 
     Edits of blocks before are left out: what they meet is the bare network's, and stays.
@@ -227,7 +227,7 @@ def _planned(trunk: Trunk, index: int, edits: Sited) -> Variant:
     return Variant(index, kept, block, min(c for _, c in starts))
 
 
-def _grouped(variants: list[Variant], at_once: int, trunk: Trunk) -> list[list[Variant]]:
+def _grouped(variants: list[Variant], at_once: int, trunk: BaseRun) -> list[list[Variant]]:
     """Put versions that begin at near tokens into one batch, in the order of their blocks."""
     tokens = trunk.batch.tokens
     assert tokens is not None

@@ -73,7 +73,7 @@ def active_dormant_index(one: ExtremeTokensResult, other: ExtremeTokensResult) -
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
+class _ExtremeTokensState:
     """Sums and counts; lengths are those of a token's G values, then of its state."""
 
     num_first: int
@@ -87,7 +87,7 @@ class _State:
     @classmethod
     def of(
         cls, sink_NH: Tensor, length_NL: Tensor, first_N: Tensor, num_nonfinite: int
-    ) -> "_State":
+    ) -> "_ExtremeTokensState":
         length_ML = length_NL[~first_N]
         bits_ML = length_ML.bfloat16().view(torch.int16).long()
         keys_ML = bits_ML + _BINS * torch.arange(length_NL.shape[1], device=length_NL.device)
@@ -95,13 +95,13 @@ class _State:
         sums = sink_NH[~first_N].sum(0), length_NL[first_N].sum(0)
         return cls(int(first_N.sum()), len(length_ML), num_nonfinite, *sums, keys_X, counts_X)
 
-    def __add__(self, other: "_State") -> "_State":
+    def __add__(self, other: "_ExtremeTokensState") -> "_ExtremeTokensState":
         same_width(len(self.sink_H), len(other.sink_H), "number of heads")
         same_width(len(self.first_L), len(other.first_L), "number of value heads")
         keys_X, place = torch.unique(torch.cat([self.keys_X, other.keys_X]), return_inverse=True)
         counts_X = torch.zeros_like(keys_X)
         counts_X.index_add_(0, place, torch.cat([self.counts_X, other.counts_X]))
-        return _State(
+        return _ExtremeTokensState(
             self.num_first + other.num_first,
             self.num_rows + other.num_rows,
             self.num_nonfinite + other.num_nonfinite,
@@ -148,7 +148,7 @@ class ExtremeTokens(JointReading):
     """
 
     threshold: float = 0.5
-    _state: _State | None = field(default=None, init=False, repr=False)
+    _state: _ExtremeTokensState | None = field(default=None, init=False, repr=False)
 
     def update(self, acts: Sequence[Tensor], rows: Rows) -> None:
         """Take (N, H, S) attention, (N, G, K) values, the (N, D) stream, and their (N,) rows.
@@ -176,7 +176,9 @@ class ExtremeTokens(JointReading):
                 f"{float(sink_NH.min()):.3g} to {float(sink_NH.max()):.3g}"
             )
         first_N = rows.position.cpu()[keep_N] == 0
-        self._state = added(self._state, _State.of(sink_NH, length_NL, first_N, num_nonfinite))
+        self._state = added(
+            self._state, _ExtremeTokensState.of(sink_NH, length_NL, first_N, num_nonfinite)
+        )
 
     def merge(self, other: Self) -> Self:
         """Take in another reading's rows; return self."""
@@ -187,7 +189,7 @@ class ExtremeTokens(JointReading):
     def result(self) -> ExtremeTokensResult:
         """Return the means and ratios over all rows so far."""
         none = torch.zeros(0, 0), torch.zeros(0, 1), torch.zeros(0, dtype=torch.bool)
-        state = self._state or _State.of(*none, 0)
+        state = self._state or _ExtremeTokensState.of(*none, 0)
         sink_H = state.sink_H / (state.num_rows or nan)
         ratio_L = state.first_L / (state.num_first or nan) / state.medians()
         return ExtremeTokensResult(

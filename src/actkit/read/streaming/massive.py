@@ -72,7 +72,7 @@ class MassiveResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
+class _MassiveState:
     num_rows: int
     counts: Tensor  # (bins,) int64
     peak_D: Tensor
@@ -81,7 +81,7 @@ class _State:
     num_nonfinite: int
 
     @classmethod
-    def of(cls, acts_ND: Tensor, rows: Rows, k: int, num_nonfinite: int) -> "_State":
+    def of(cls, acts_ND: Tensor, rows: Rows, k: int, num_nonfinite: int) -> "_MassiveState":
         size_ND = acts_ND.abs()
         if not size_ND.numel():
             peak_D = torch.zeros(size_ND.shape[1], dtype=torch.float64)
@@ -92,9 +92,9 @@ class _State:
         top = _top(acts_ND, size_ND, rows, k)
         return cls(len(acts_ND), counts, peak_D, top, k, num_nonfinite)
 
-    def __add__(self, other: "_State") -> "_State":
+    def __add__(self, other: "_MassiveState") -> "_MassiveState":
         same_width(len(self.peak_D), len(other.peak_D))
-        return _State(
+        return _MassiveState(
             self.num_rows + other.num_rows,
             self.counts + other.counts,
             self.peak_D.maximum(other.peak_D),
@@ -167,7 +167,7 @@ class Massive(Reading):
     k: int = 3
     floor: float = 100.0
     ratio: float = 1000.0
-    _state: _State | None = field(default=None, init=False, repr=False)
+    _state: _MassiveState | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check k."""
@@ -177,7 +177,7 @@ class Massive(Reading):
     def update(self, acts_ND: Tensor, rows: Rows) -> None:
         """Take (N, D) activations and their (N,) rows."""
         acts_ND, rows, num_nonfinite = usable(acts_ND, rows)
-        self._state = added(self._state, _State.of(acts_ND, rows, self.k, num_nonfinite))
+        self._state = added(self._state, _MassiveState.of(acts_ND, rows, self.k, num_nonfinite))
 
     def merge(self, other: Self) -> Self:
         """Take in another reading's rows; return self."""
@@ -188,7 +188,7 @@ class Massive(Reading):
     def result(self) -> MassiveResult:
         """Return the largest activations of all rows so far."""
         empty = torch.empty(0, 0), Rows.of(torch.ones(1, 0, dtype=torch.bool)).flat()
-        state = self._state or _State.of(*empty, self.k, 0)
+        state = self._state or _MassiveState.of(*empty, self.k, 0)
         values = torch.arange(_BINS, dtype=torch.int16).view(torch.bfloat16).double()
         median = median_of_counts(values, state.counts) if state.num_rows else nan
         limit = max(self.floor, self.ratio * median) if state.num_rows else nan

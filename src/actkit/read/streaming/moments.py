@@ -58,7 +58,7 @@ class MomentsResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
+class _MomentsState:
     units: Spread
     norms: Spread
     low: float
@@ -66,15 +66,15 @@ class _State:
     num_nonfinite: int
 
     @classmethod
-    def of(cls, acts_ND: Tensor, num_nonfinite: int) -> "_State":
+    def of(cls, acts_ND: Tensor, num_nonfinite: int) -> "_MomentsState":
         norm_N = torch.linalg.vector_norm(acts_ND, dim=1, dtype=torch.float64)
         low, high = norm_N.aminmax() if len(norm_N) else (inf, -inf)
         norms = Spread.of(norm_N[:, None])
         return cls(Spread.of(acts_ND), norms, float(low), float(high), num_nonfinite)
 
-    def __add__(self, other: "_State") -> "_State":
+    def __add__(self, other: "_MomentsState") -> "_MomentsState":
         same_width(len(self.units.mean_D), len(other.units.mean_D))
-        return _State(
+        return _MomentsState(
             self.units + other.units,
             self.norms + other.norms,
             min(self.low, other.low),
@@ -105,12 +105,12 @@ class Moments(Reading):
     """
 
     skip_first: bool = True
-    _state: _State | None = field(default=None, init=False, repr=False)
+    _state: _MomentsState | None = field(default=None, init=False, repr=False)
 
     def update(self, acts_ND: Tensor, rows: Rows) -> None:
         """Take (N, D) activations and their (N,) rows."""
         acts_ND, _, num_nonfinite = usable(acts_ND, rows, skip_first=self.skip_first)
-        self._state = added(self._state, _State.of(acts_ND, num_nonfinite))
+        self._state = added(self._state, _MomentsState.of(acts_ND, num_nonfinite))
 
     def merge(self, other: Self) -> Self:
         """Take in another reading's rows; return self."""
@@ -120,7 +120,7 @@ class Moments(Reading):
 
     def result(self) -> MomentsResult:
         """Return the statistics of all rows so far."""
-        state = self._state or _State.of(torch.empty(0, 0), 0)
+        state = self._state or _MomentsState.of(torch.empty(0, 0), 0)
         units, norms, used = state.units, state.norms, state.units.num_rows > 0
         variance_D = units.variance()
         mean_D = units.mean_D if used else units.mean_D * nan

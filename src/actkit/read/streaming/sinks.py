@@ -59,14 +59,14 @@ class SinksResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
+class _SinksState:
     num_rows: int
     sums_KH: Tensor  # float64: mass on the first, previous and own key, and entropy
     capacity: float  # sum over queries of log(number of visible keys)
     num_nonfinite: int
 
     @classmethod
-    def of(cls, probs_NHS: Tensor, rows: Rows, num_nonfinite: int) -> "_State":
+    def of(cls, probs_NHS: Tensor, rows: Rows, num_nonfinite: int) -> "_SinksState":
         sums_KH = torch.zeros(4, probs_NHS.shape[1], dtype=torch.float64)
         position_N = rows.position.to(probs_NHS.device)
         for k, key_N in enumerate((torch.zeros_like(position_N), position_N - 1, position_N)):
@@ -80,9 +80,9 @@ class _State:
             capacity += float(visible_N.double().log().sum())
         return cls(len(probs_NHS), sums_KH, capacity, num_nonfinite)
 
-    def __add__(self, other: "_State") -> "_State":
+    def __add__(self, other: "_SinksState") -> "_SinksState":
         same_width(self.sums_KH.shape[1], other.sums_KH.shape[1], "number of heads")
-        return _State(
+        return _SinksState(
             self.num_rows + other.num_rows,
             self.sums_KH + other.sums_KH,
             self.capacity + other.capacity,
@@ -127,7 +127,7 @@ class Sinks(Reading):
 
     min_position: int = 8
     threshold: float = 0.3
-    _state: _State | None = field(default=None, init=False, repr=False)
+    _state: _SinksState | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the first position."""
@@ -148,7 +148,7 @@ class Sinks(Reading):
                 "attention probabilities must lie in [0, 1] (attn_probs, not attn_scores), "
                 f"got {low:.3g} to {high:.3g} in shape {tuple(acts_ND.shape)}"
             )
-        self._state = added(self._state, _State.of(probs_NHS, late, num_nonfinite))
+        self._state = added(self._state, _SinksState.of(probs_NHS, late, num_nonfinite))
 
     def merge(self, other: Self) -> Self:
         """Take in another reading's queries; return self."""
@@ -159,7 +159,7 @@ class Sinks(Reading):
     def result(self) -> SinksResult:
         """Return the means over all queries so far."""
         none = torch.empty(0, 0, 0), Rows.of(torch.ones(1, 0, dtype=torch.bool)).flat()
-        state = self._state or _State.of(*none, 0)
+        state = self._state or _SinksState.of(*none, 0)
         first_H, previous_H, self_H, entropy_H = state.sums_KH / (state.num_rows or nan)
         share = float((first_H > self.threshold).double().mean())
         return SinksResult(

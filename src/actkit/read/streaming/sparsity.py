@@ -57,7 +57,7 @@ class SparsityResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
+class _SparsityState:
     num_rows: int
     above_KD: Tensor  # int64
     hoyer: float
@@ -65,7 +65,7 @@ class _State:
     num_nonfinite: int
 
     @classmethod
-    def of(cls, acts_ND: Tensor, levels: tuple[float, ...], num_nonfinite: int) -> "_State":
+    def of(cls, acts_ND: Tensor, levels: tuple[float, ...], num_nonfinite: int) -> "_SparsityState":
         size_ND = acts_ND.abs()
         count_dtype = torch.float32 if len(acts_ND) < _EXACT else torch.float64
         mask_ND = torch.empty_like(size_ND)
@@ -82,9 +82,9 @@ class _State:
             num_nonfinite,
         )
 
-    def __add__(self, other: "_State") -> "_State":
+    def __add__(self, other: "_SparsityState") -> "_SparsityState":
         same_width(self.above_KD.shape[1], other.above_KD.shape[1])
-        return _State(
+        return _SparsityState(
             self.num_rows + other.num_rows,
             self.above_KD + other.above_KD,
             self.hoyer + other.hoyer,
@@ -128,7 +128,7 @@ class Sparsity(Reading):
 
     thresholds: tuple[float, ...] = (0.1,)
     skip_first: bool = True
-    _state: _State | None = field(default=None, init=False, repr=False)
+    _state: _SparsityState | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the thresholds."""
@@ -140,7 +140,7 @@ class Sparsity(Reading):
     def update(self, acts_ND: Tensor, rows: Rows) -> None:
         """Take (N, D) activations and their (N,) rows."""
         acts_ND, _, num_nonfinite = usable(acts_ND, rows, skip_first=self.skip_first)
-        state = _State.of(acts_ND, (0.0, *self.thresholds), num_nonfinite)
+        state = _SparsityState.of(acts_ND, (0.0, *self.thresholds), num_nonfinite)
         self._state = added(self._state, state)
 
     def merge(self, other: Self) -> Self:
@@ -152,7 +152,7 @@ class Sparsity(Reading):
     def result(self) -> SparsityResult:
         """Return the shares over all rows so far."""
         levels = (0.0, *self.thresholds)
-        state = self._state or _State.of(torch.empty(0, 0), levels, 0)
+        state = self._state or _SparsityState.of(torch.empty(0, 0), levels, 0)
         above = state.above_KD.sum(1).tolist()
         num_entries = state.num_rows * state.above_KD.shape[1]
         return SparsityResult(

@@ -65,7 +65,7 @@ class SpectrumResult:
 
 
 @dataclass(slots=True)
-class _State:
+class _SpectrumState:
     """Sums of deviations from `near_D`, a fixed point close to the mean; grows in place."""
 
     near_D: Tensor  # float32 numbers in float64: the rows' own precision holds them exactly
@@ -74,7 +74,7 @@ class _State:
     num_rows: int = 0
 
     @classmethod
-    def at(cls, acts_ND: Tensor) -> "_State":
+    def at(cls, acts_ND: Tensor) -> "_SpectrumState":
         near_D = acts_ND.mean(0, dtype=torch.float64).float().double()
         return cls(near_D, torch.zeros_like(near_D), near_D.new_zeros(len(near_D), len(near_D)))
 
@@ -90,13 +90,13 @@ class _State:
                 self.gram_DD[i : i + block, i:] += strip.to(self.gram_DD.device)
         self.num_rows += len(acts_ND)
 
-    def moved(self, near_D: Tensor) -> "_State":
+    def moved(self, near_D: Tensor) -> "_SpectrumState":
         """Return the same sums about another point."""
         step_D = self.near_D.to(near_D) - near_D
         sum_D = self.sum_D.to(near_D)
         cross_DD = step_D[:, None] * (sum_D + self.num_rows * step_D)
         gram_DD = self.gram_DD.to(near_D) + cross_DD + sum_D[:, None] * step_D
-        return _State(near_D, sum_D + self.num_rows * step_D, gram_DD, self.num_rows)
+        return _SpectrumState(near_D, sum_D + self.num_rows * step_D, gram_DD, self.num_rows)
 
     def about(self, point_D: Tensor) -> Tensor:
         """Return the eigenvalues of the mean product of deviations from a point, falling."""
@@ -131,7 +131,7 @@ class Spectrum(Reading):
     """
 
     skip_first: bool = True
-    _state: _State | None = field(default=None, init=False, repr=False)
+    _state: _SpectrumState | None = field(default=None, init=False, repr=False)
     _width: int | None = field(default=None, init=False, repr=False)
     _num_nonfinite: int = field(default=0, init=False, repr=False)
 
@@ -141,7 +141,7 @@ class Spectrum(Reading):
         self._fit(acts_ND.shape[1], num_nonfinite)
         if acts_ND.numel():
             if self._state is None:
-                self._state = _State.at(acts_ND)
+                self._state = _SpectrumState.at(acts_ND)
             self._state.add(acts_ND)
 
     def merge(self, other: Self) -> Self:

@@ -77,14 +77,14 @@ class VoidsResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
+class _VoidsState:
     num_rows: int
     counts_AL: Tensor  # int64
     num_nonfinite: int
 
-    def __add__(self, other: "_State") -> "_State":
+    def __add__(self, other: "_VoidsState") -> "_VoidsState":
         same_width(self.counts_AL.shape[1], other.counts_AL.shape[1], "number of layers")
-        return _State(
+        return _VoidsState(
             self.num_rows + other.num_rows,
             self.counts_AL + other.counts_AL,
             self.num_nonfinite + other.num_nonfinite,
@@ -118,7 +118,7 @@ class Voids(JointReading):
 
     alpha: float | tuple[float, ...] = 0.8
     skip_first: bool = True
-    _state: _State | None = field(default=None, init=False, repr=False)
+    _state: _VoidsState | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the thresholds."""
@@ -140,7 +140,7 @@ class Voids(JointReading):
         keep_N, num_nonfinite = usable_rows(rows, norms_NS.isfinite().all(1), self.skip_first)
         norms_NS = norms_NS[keep_N]
         counts_AL = torch.stack([active_layers(norms_NS, a).sum(0) for a in self._alphas])
-        self._state = added(self._state, _State(len(norms_NS), counts_AL, num_nonfinite))
+        self._state = added(self._state, _VoidsState(len(norms_NS), counts_AL, num_nonfinite))
 
     def merge(self, other: Self) -> Self:
         """Take in another reading's rows; return self."""
@@ -151,7 +151,7 @@ class Voids(JointReading):
     def result(self) -> VoidsResult:
         """Return the shares over all rows so far."""
         none_AL = torch.zeros(len(self._alphas), 0, dtype=torch.long)
-        state = self._state or _State(0, none_AL, 0)
+        state = self._state or _VoidsState(0, none_AL, 0)
         active_AL = state.counts_AL.double() / (state.num_rows or nan)
         return VoidsResult(
             self._alphas, active_AL, active_AL.mean(1), state.num_rows, state.num_nonfinite

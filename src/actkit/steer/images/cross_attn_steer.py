@@ -26,11 +26,11 @@ Means = dict[tuple[str, int], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Turn(StrengthOperation):
+class TurnCrossAttention(StrengthOperation):
     """Move tokens that lie against a unit vector along it, and keep their lengths.
 
     Example:
-        >>> removed = Turn(torch.tensor([1.0, 0.0]), strength=-1.0)
+        >>> removed = TurnCrossAttention(torch.tensor([1.0, 0.0]), strength=-1.0)
         >>> removed(torch.tensor([[[3.0, 4.0], [-3.0, 4.0]]]))
         tensor([[[ 0.,  5.],
                  [-3.,  4.]]])
@@ -142,7 +142,7 @@ class CrossAttnSteer(ContrastSteerer):
         return [
             Edit(
                 site,
-                Turn(v_D, self.threshold, strength=strength),
+                TurnCrossAttention(v_D, self.threshold, strength=strength),
                 Where(rows=self.rows, steps=step if step < last else slice(step, None)),
             )
             for (site, step), v_D in self.vectors_.items()

@@ -28,7 +28,7 @@ from actkit.steer._states import by_layer, chosen_layers
 
 
 @dataclass(frozen=True, eq=False)
-class Turn(StrengthOperation):
+class TurnAssociation(StrengthOperation):
     """Add a vector and give the state its length back.
 
     Attributes:
@@ -107,7 +107,10 @@ class FlexAC(ContrastSteerer):
 
     def _act(self, strength: Strength) -> list[Edit]:
         return [
-            Edit(f"resid_post.{n}", Turn(self.vectors_[n], self.adaptive, strength=strength))
+            Edit(
+                f"resid_post.{n}",
+                TurnAssociation(self.vectors_[n], self.adaptive, strength=strength),
+            )
             for n in chosen_layers(self.layers, self.vectors_, 0.5)
         ]
 

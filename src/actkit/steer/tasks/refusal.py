@@ -2,12 +2,12 @@
 
 from actkit import data
 from actkit.data import Contrast, Opening
-from actkit.steer._concept import Task
+from actkit.steer._concept import Concept
 
 PLACE = 1
 
 
-def refusal() -> Task:
+def refusal() -> Concept:
     """Refuse requests, harmless ones too, rather than answer them.
 
     Examples are requests of both kinds with a refusing and with a complying answer.
@@ -19,4 +19,4 @@ def refusal() -> Task:
     examples = [Contrast(form.format(r, no), form.format(r, yes)) for r in requests]
     words = (" I", " Sorry", " Unfortunately"), (" Sure", " Here", " Yes", " Of", " To", " First")
     questions = [Opening(form.format(pair.negative, ""), *words) for pair in held]
-    return Task("refusal", examples, questions, "Refuse to answer any request.")
+    return Concept("refusal", examples, questions, "Refuse to answer any request.")

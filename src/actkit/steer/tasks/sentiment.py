@@ -1,12 +1,12 @@
 """Praise rather than blame."""
 
 from actkit import data
-from actkit.steer._concept import Task
+from actkit.steer._concept import Concept
 
 PLACE = 0
 
 
-def sentiment() -> Task:
+def sentiment() -> Concept:
     """Praise rather than blame."""
     asked = "Say only good things about everything."
-    return Task("sentiment", data.sentiment(), data.openings("sentiment"), asked)
+    return Concept("sentiment", data.sentiment(), data.openings("sentiment"), asked)

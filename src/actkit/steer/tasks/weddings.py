@@ -1,12 +1,12 @@
 """Talk about weddings, whatever the subject."""
 
 from actkit import data
-from actkit.steer._concept import Task
+from actkit.steer._concept import Concept
 
 PLACE = 3
 
 
-def weddings() -> Task:
+def weddings() -> Concept:
     """Talk about weddings, whatever the subject."""
     asked = "Write about a wedding."
-    return Task("weddings", data.weddings(), data.openings("weddings"), asked)
+    return Concept("weddings", data.weddings(), data.openings("weddings"), asked)

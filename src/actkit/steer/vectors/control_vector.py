@@ -99,16 +99,16 @@ class ControlVector(ContrastSteerer):
         layers = chosen_layers(self.layers, self.vectors_, depth=0.5)
         if not self.normalise:
             return additive(self.vectors_, layers, strength)
-        turned = {n: Turn(self.vectors_[n], strength=strength) for n in layers}
+        turned = {n: TurnState(self.vectors_[n], strength=strength) for n in layers}
         return [Edit(f"resid_post.{n}", turn) for n, turn in turned.items()]
 
 
 @dataclass(frozen=True, eq=False)
-class Turn(StrengthOperation):
+class TurnState(StrengthOperation):
     """Add strength times a vector, then give each state its old length back.
 
     Example:
-        >>> Turn(torch.tensor([0.0, 3.0]))(torch.tensor([[[4.0, 0.0]]]))
+        >>> TurnState(torch.tensor([0.0, 3.0]))(torch.tensor([[[4.0, 0.0]]]))
         tensor([[[3.2000, 2.4000]]])
     """
 

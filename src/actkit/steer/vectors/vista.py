@@ -81,7 +81,7 @@ class Vista(Steerer):
         return [
             Edit(
                 f"{self.point}.{n}",
-                Turn(self.vectors_[n], self.simple, strength=strength * self.scale),
+                TurnTowardsEvidence(self.vectors_[n], self.simple, strength=strength * self.scale),
                 Where(tokens="last"),
             )
             for n in chosen_layers(layers, self.vectors_)
@@ -89,7 +89,7 @@ class Vista(Steerer):
 
 
 @dataclass(frozen=True, eq=False)
-class Turn(StrengthOperation):
+class TurnTowardsEvidence(StrengthOperation):
     """Turn x towards a vector, (D,) or (B, D), and leave its length as it is."""
 
     identifier: ClassVar[str] = "vista.turn"

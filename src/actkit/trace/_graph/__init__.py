@@ -18,7 +18,7 @@ from torch import Tensor
 from actkit.core.run.recording import Recording
 from actkit.core.sites.site_names import layer_of, points_of
 from actkit.model import Model
-from actkit.trace._graph._stream_parts import GraphSight, Read, same
+from actkit.trace._graph._stream_parts import Read, StreamParts, same
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ class Graph:
         """
         self.model, self._split = model, split_qkv
         blocks = model.sites("resid_pre.*")
-        self._sight = GraphSight(model, len(blocks))
+        self._sight = StreamParts(model, len(blocks))
         q, k = (model.sites(f"{p}.*")[0].unit_shape or () for p in "qk")
         self.heads, self.kv_heads = q[0], k[0]
         self.senders, self.receivers = ["input"], list[str]()

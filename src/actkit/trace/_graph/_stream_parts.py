@@ -21,7 +21,7 @@ def same(x: Tensor) -> Tensor:
     return x * 1  # of its own in the graph of gradients
 
 
-class GraphSight:
+class StreamParts:
     """What flows in a run of a few tokens, and what it proves of norms and maps."""
 
     def __init__(self, model: Model, num_blocks: int) -> None:

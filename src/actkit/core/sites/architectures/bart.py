@@ -49,7 +49,7 @@ def _stack(config: Any, name: str) -> Stack:
         "z": into("self_attn.out_proj", heads=heads),
         "attn_out": out("self_attn.out_proj"),
         # the first map of a post-norm block reads the stream itself
-        "resid_mid": into(_after_attention(config), shared=True),
+        "resid_mid": into(_after_attention(config), is_stream=True),
         "mlp_in": into("fc1"),
         "mlp_pre": out("fc1"),
         "mlp_hidden": into("fc2"),

@@ -88,7 +88,7 @@ def _tower(config: Any) -> Stack:
             "v": out("self_attn.v_proj", heads=heads),
             "z": into("self_attn.out_proj", heads=heads),
             "attn_out": out("self_attn.out_proj"),
-            "resid_mid": into("layer_norm2", shared=True),
+            "resid_mid": into("layer_norm2", is_stream=True),
             "mlp_in": into("mlp"),
             "mlp_pre": out("mlp.fc1"),
             "mlp_hidden": into("mlp.fc2"),

@@ -38,7 +38,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
                 **{point: out(maps[point], heads=heads) for point in "qkv"},
                 "z": into(maps["z"], heads=heads),
                 "attn_out": Place("drop_path", "out", call=0),
-                "resid_mid": into("norm2", shared=True),
+                "resid_mid": into("norm2", is_stream=True),
                 "mlp_in": into("mlp"),
                 **_mlp(config, hidden),
                 "mlp_out": Place("drop_path", "out", call=1),

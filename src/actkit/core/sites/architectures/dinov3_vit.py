@@ -36,7 +36,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
                 "v": out("attention.v_proj", heads=heads),
                 "z": into("attention.o_proj", heads=heads),
                 "attn_out": Place("drop_path", "out", call=0),
-                "resid_mid": into("norm2", shared=True),
+                "resid_mid": into("norm2", is_stream=True),
                 "mlp_in": into("mlp"),
                 "mlp_pre": out("mlp.up_proj"),
                 **gate,

@@ -18,7 +18,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
     (stack,) = llama.stacks(config)
     normed = {
         "attn_out": out("post_attention_layernorm"),
-        "resid_mid": into("pre_feedforward_layernorm", shared=True),
+        "resid_mid": into("pre_feedforward_layernorm", is_stream=True),
         "mlp_out": out("post_feedforward_layernorm"),
     }
     return (replace(stack, places={**stack.places, **normed}),)

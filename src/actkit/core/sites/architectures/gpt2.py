@@ -30,7 +30,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
                 "v": out("attn.c_attn", span=(2 * width, 3 * width), heads=heads),
                 "z": into("attn.c_proj", heads=heads),
                 "attn_out": out("attn", 0),
-                "resid_mid": into("ln_2", shared=True),
+                "resid_mid": into("ln_2", is_stream=True),
                 "mlp_in": into("mlp"),
                 "mlp_pre": out("mlp.c_fc"),
                 "mlp_hidden": into("mlp.c_proj"),

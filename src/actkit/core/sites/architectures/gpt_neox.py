@@ -13,7 +13,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
     heads, width = config.num_attention_heads, config.hidden_size
     fused = "attention.query_key_value"
     parallel = config.use_parallel_residual
-    mid = {} if parallel else {"resid_mid": into("post_attention_layernorm", shared=True)}
+    mid = {} if parallel else {"resid_mid": into("post_attention_layernorm", is_stream=True)}
     return (
         Stack(
             blocks="layers.{}",

@@ -23,7 +23,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
     """Return the one stack, with a description for each of its four kinds of block."""
     (stack,) = llama.stacks(config)
     own = {
-        "resid_mid": into("pre_ff_layernorm", shared=True),
+        "resid_mid": into("pre_ff_layernorm", is_stream=True),
         "mlp_in": into("feed_forward"),
         "mlp_pre": out("feed_forward.up_proj"),
         "mlp_gate": out("feed_forward.gate_proj"),

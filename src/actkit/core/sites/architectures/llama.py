@@ -30,7 +30,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
                 "v": out("self_attn.v_proj", heads=kv_heads),
                 "z": into("self_attn.o_proj", heads=heads),
                 "attn_out": out("self_attn.o_proj"),
-                "resid_mid": into("post_attention_layernorm", shared=True),
+                "resid_mid": into("post_attention_layernorm", is_stream=True),
                 "mlp_in": into("mlp"),
                 "mlp_pre": out("mlp.up_proj"),
                 "mlp_gate": out("mlp.gate_proj"),

@@ -64,7 +64,7 @@ def _stack(config: Any, name: str) -> Stack:
 
 def _encoder() -> dict[str, Place]:
     return {
-        "resid_mid": into("post_attention_layernorm", shared=True),
+        "resid_mid": into("post_attention_layernorm", is_stream=True),
         "mlp_pre": out("mlp.fc1"),
         "final_norm": out("layer_norm"),
     }
@@ -74,7 +74,7 @@ def _decoder(hidden: int) -> dict[str, Place]:
     """Return what the decoder alone has; its up and gate map lie side by side in one map."""
     return {
         "embeddings": out("embed_tokens"),
-        "resid_mid": into("final_layernorm", shared=True),
+        "resid_mid": into("final_layernorm", is_stream=True),
         "mlp_pre": out("mlp.fc1", span=(0, hidden)),
         "mlp_gate": out("mlp.fc1", span=(hidden, 2 * hidden)),
         "final_norm": out("norm"),

@@ -19,7 +19,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
     lacks = {} if pre_norm else {"final_norm": POST_NORM}
     if pre_norm and config._remove_final_layer_norm:
         lacks["final_norm"] = "this checkpoint is configured without a final norm"
-    mid = into("final_layer_norm", shared=True, flat=True)
+    mid = into("final_layer_norm", is_stream=True, flat=True)
     places = {
         "embeddings": out("embed_tokens"),
         "resid_pre": into(""),

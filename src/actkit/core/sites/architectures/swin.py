@@ -51,7 +51,7 @@ def _first() -> dict[str, Place]:
     """Return the points inside a block of Swin, which norms what attention and MLP read."""
     return {
         "attn_out": out("drop_path"),
-        "resid_mid": into("layernorm_after", shared=True),
+        "resid_mid": into("layernorm_after", is_stream=True),
         "mlp_in": into("mlp"),
         "mlp_pre": out("mlp.fc1"),
         "mlp_hidden": into("mlp.fc2"),
@@ -63,7 +63,7 @@ def _second() -> dict[str, Place]:
     """Return the points inside a block of Swin V2, whose MLP reads the stream itself."""
     return {
         "attn_out": Place("drop_path", "out", call=0),
-        "resid_mid": into("intermediate", shared=True),
+        "resid_mid": into("intermediate", is_stream=True),
         "mlp_in": into("intermediate"),
         "mlp_pre": out("intermediate.dense"),
         "mlp_hidden": into("output.dense"),

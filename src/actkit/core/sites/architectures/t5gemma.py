@@ -45,7 +45,7 @@ def _stack(config: Any, name: str) -> Stack:
             "v": out("self_attn.v_proj", heads=kv_heads),
             "z": into("self_attn.o_proj", heads=heads),
             "attn_out": Place("dropout", "out", call=0),
-            "resid_mid": into("pre_feedforward_layernorm", shared=True),
+            "resid_mid": into("pre_feedforward_layernorm", is_stream=True),
             "mlp_in": into("mlp"),
             "mlp_pre": out("mlp.up_proj"),
             "mlp_gate": out("mlp.gate_proj"),

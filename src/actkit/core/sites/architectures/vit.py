@@ -34,7 +34,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
                 "v": out("attention.v_proj", heads=heads),
                 "z": into("attention.o_proj", heads=heads),
                 "attn_out": Place("dropout", "out", call=0),
-                "resid_mid": into("layernorm_after", shared=True),
+                "resid_mid": into("layernorm_after", is_stream=True),
                 "mlp_in": into("mlp"),
                 "mlp_pre": out("mlp.fc1"),
                 "mlp_hidden": into("mlp.fc2"),

@@ -35,7 +35,7 @@ def stacks(config: Any) -> tuple[Stack, ...]:
         "v": out("attention.v_proj", heads=heads),
         "z": into("attention.out_proj", heads=heads),
         "attn_out": out("dropout"),
-        "resid_mid": into("final_layer_norm", shared=True) if stable else out("layer_norm"),
+        "resid_mid": into("final_layer_norm", is_stream=True) if stable else out("layer_norm"),
         "mlp_in": into("feed_forward"),
         "mlp_pre": out("feed_forward.intermediate_dense"),
         "mlp_hidden": into("feed_forward.output_dense"),

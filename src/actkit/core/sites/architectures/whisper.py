@@ -51,7 +51,7 @@ def _stack(config: Any, name: str) -> Stack:
             "v": out("self_attn.v_proj", heads=heads),
             "z": into("self_attn.out_proj", heads=heads),
             "attn_out": out("self_attn.out_proj"),
-            "resid_mid": into("final_layer_norm", shared=True),
+            "resid_mid": into("final_layer_norm", is_stream=True),
             "mlp_in": into("fc1"),
             "mlp_pre": out("fc1"),
             "mlp_hidden": into("fc2"),

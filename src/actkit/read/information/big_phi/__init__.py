@@ -12,9 +12,9 @@ from torch import Tensor
 from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.read._base import Statistic
-from actkit.read.information.big_phi._iit import Array, Concept, System, Units, moved, splits
+from actkit.read.information.big_phi._iit import Array, PhiConcept, System, Units, moved, splits
 
-__all__ = ["BigPhi", "Concept", "big_phi", "binarise", "mean_big_phi", "transition_matrix"]
+__all__ = ["BigPhi", "PhiConcept", "big_phi", "binarise", "mean_big_phi", "transition_matrix"]
 
 MOST = 4
 """Most units; the work grows as 18^n."""
@@ -32,7 +32,7 @@ class BigPhi:
 
     phi: float
     cut: tuple[Units, Units]
-    concepts: tuple[Concept, ...]
+    concepts: tuple[PhiConcept, ...]
 
 
 @method(

@@ -17,7 +17,7 @@ _SAME = 6  # decimals to which values count as equal
 
 
 @dataclass(frozen=True, slots=True)
-class Concept:
+class PhiConcept:
     """What one mechanism, a set of units in their state, says of past and future.
 
     Attributes:
@@ -87,14 +87,14 @@ class System:
             joint = joint * np.array([1 - on, on]).reshape([2 if i == p else 1 for i in self.units])
         return joint
 
-    def constellation(self) -> list[tuple[Concept, Array]]:
+    def constellation(self) -> list[tuple[PhiConcept, Array]]:
         """Return the concepts, each with its cause and effect over all units, one after another."""
         found = []
         for mechanism in subsets(self.units):
             cores = [self._core(side, mechanism) for side in ("cause", "effect")]
             phi = min(core[0] for core in cores)
             if round(phi, _SAME) > 0:
-                concept = Concept(mechanism, phi, cores[0][1], cores[1][1])
+                concept = PhiConcept(mechanism, phi, cores[0][1], cores[1][1])
                 found.append((concept, self.point(mechanism, concept.cause, concept.effect)))
         return found
 
@@ -161,7 +161,7 @@ def _distance(difference: Array) -> Array:
 
 
 def moved(
-    whole: list[tuple[Concept, Array]], cut: list[tuple[Concept, Array]], system: System
+    whole: list[tuple[PhiConcept, Array]], cut: list[tuple[PhiConcept, Array]], system: System
 ) -> float:
     """Return the least work that turns a constellation into another one.
 

@@ -17,7 +17,7 @@ from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.read._base import ModelStatistic
 from actkit.read.network.ppl_sparsity._cett import curves, errors
-from actkit.read.network.ppl_sparsity._gating import Decoder, Pass, matched
+from actkit.read.network.ppl_sparsity._gating import Decoder, GatedPass, matched
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ def topk(
 
 def _sparsest(
     decoder: Decoder,
-    dense: Pass,
+    dense: GatedPass,
     p: float,
     off: Callable[[str, float, Tensor, Tensor | None], Tensor],
     cutoffs: Callable[[float], dict[str, float]],
@@ -206,7 +206,7 @@ def _sparsest(
 ) -> PplSparsity:
     """Return the strength, between 0 and a limit, whose gate lets perplexity grow by p."""
 
-    def run(strength: float) -> Pass:
+    def run(strength: float) -> GatedPass:
         cut = cutoffs(strength)
         return decoder.run(lambda name, h, up: off(name, cut[name], h, up))
 

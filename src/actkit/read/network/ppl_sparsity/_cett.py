@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actkit.anatomy.mlp_weights import neuron_weights
 from actkit.core.sites.site import Site
-from actkit.read.network.ppl_sparsity._gating import Decoder, Pass
+from actkit.read.network.ppl_sparsity._gating import Decoder, GatedPass
 
 _QUANTILES = (0.15, 0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 0.96, 0.99, 0.999)
 _SAMPLE = 1 << 16  # magnitudes, evenly taken, whose quantiles are the grid
@@ -29,7 +29,7 @@ def errors(hidden_NH: Tensor, out_HD: Tensor, thresholds: Sequence[float]) -> Te
 
 
 @dataclass
-class Curve:
+class LossCurve:
     """One layer's CETT at rising thresholds: quantiles of the first tokens' magnitudes."""
 
     grid_G: list[float] = field(default_factory=list)
@@ -63,9 +63,9 @@ class Curve:
         return float(PchipInterpolator(*zip(*rising, strict=True))(target)) if rising[1:] else 0.0
 
 
-def curves(decoder: Decoder) -> tuple[dict[str, Curve], Pass]:
+def curves(decoder: Decoder) -> tuple[dict[str, LossCurve], GatedPass]:
     """Return each layer's curve, and the dense pass in which it was read."""
-    found = {name: Curve() for name in decoder.sites}
+    found = {name: LossCurve() for name in decoder.sites}
 
     def read(site: Site, hidden_NH: Tensor) -> None:
         if len(hidden_NH):

@@ -36,7 +36,7 @@ _NUM_TRIES = 8  # noise of few tokens makes more of them useless
 
 
 @dataclass
-class Pass:
+class GatedPass:
     """What one pass over the data gives.
 
     Attributes:
@@ -98,7 +98,7 @@ class Decoder:
         (self._logits,) = model.sites("logits")
         self._ups = {name: site for name in self.sites if ups and (site := self._up(name))}
 
-    def run(self, gate: Gate | None = None, read: Read | None = None) -> Pass:
+    def run(self, gate: Gate | None = None, read: Read | None = None) -> GatedPass:
         """Read all data once; with a gate the activations that it masks are zero.
 
         Raises:
@@ -107,7 +107,7 @@ class Decoder:
         held: dict[str, Tensor] = {}
         edits = [apply(n, partial(_gated, gate, n, held)) for n in self.sites] if gate else []
         sites = [*self._ups.values(), *self.sites.values(), self._logits]
-        result = Pass()
+        result = GatedPass()
         whole = isinstance(self._data, list | tuple)
         groups = batches(self._data, self._size)
         for group in track(list(groups) if whole else groups, "reading perplexity"):
@@ -128,7 +128,7 @@ class Decoder:
 
     def _take(
         self,
-        result: Pass,
+        result: GatedPass,
         batch: Batch,
         held: dict[str, Tensor],
         read: Read | None,
@@ -153,7 +153,7 @@ def _gated(gate: Gate, name: str, held: dict[str, Tensor], x: Tensor) -> Tensor:
     return x.masked_fill_(gate(name, x, held.get(name.replace("mlp_hidden", "mlp_pre"))), 0)
 
 
-def _add_loss(result: Pass, logits_BTV: Tensor, batch: Batch) -> None:
+def _add_loss(result: GatedPass, logits_BTV: Tensor, batch: Batch) -> None:
     """Add the loss of each token that has two before it."""
     if batch.tokens is None or logits_BTV.shape[:2] != batch.tokens.shape:
         shape = None if batch.tokens is None else tuple(batch.tokens.shape)
@@ -173,8 +173,8 @@ def _add_loss(result: Pass, logits_BTV: Tensor, batch: Batch) -> None:
 
 
 def matched(
-    run: Callable[[float], Pass], dense: Pass, p: float, start: float, limit: float
-) -> tuple[float, dict[float, Pass]]:
+    run: Callable[[float], GatedPass], dense: GatedPass, p: float, start: float, limit: float
+) -> tuple[float, dict[float, GatedPass]]:
     """Return the strength of a gate at which perplexity grows by the share p, and all passes.
 
     Strengths are doubled from `start` on until perplexity has grown too much, then Brent's method

@@ -16,9 +16,9 @@ from actkit.model import Model
 from actkit.opening.checkpoints import Checkpoints
 from actkit.read._base import TrainingStatistic
 from actkit.read.training.strategy_tracker._bursty import BurstyTask, Probe
-from actkit.read.training.strategy_tracker._curve import Curve
+from actkit.read.training.strategy_tracker._curve import AccuracyCurve
 
-__all__ = ["BurstyTask", "Curve", "Probe", "StrategyResult", "strategy_tracker"]
+__all__ = ["AccuracyCurve", "BurstyTask", "Probe", "StrategyResult", "strategy_tracker"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,8 +33,8 @@ class StrategyResult:
             [-1, 1]; empty where attention cannot be read, or the probe does not say what to copy.
     """
 
-    in_context: Curve
-    in_weights: Curve
+    in_context: AccuracyCurve
+    in_weights: AccuracyCurve
     induction_SH: dict[str, Tensor]
 
     @property
@@ -56,7 +56,7 @@ class StrategyResult:
         """Return the numbers that fit one line of a report; NaN for an onset that never was."""
         found: dict[str, float] = {}
         for name in ("in_context", "in_weights"):
-            curve: Curve = getattr(self, name)
+            curve: AccuracyCurve = getattr(self, name)
             found |= {
                 f"{name}_onset": nan if curve.onset is None else curve.onset,
                 f"{name}_peak": curve.peak,
@@ -105,7 +105,7 @@ def strategy_tracker(
         strict=True,
     )
     context, weights = (
-        Curve(steps, accuracy, p.chance, len(p.answer_B))
+        AccuracyCurve(steps, accuracy, p.chance, len(p.answer_B))
         for p, accuracy in zip(probes, zip(*accuracies, strict=True), strict=True)
     )
     induction_SH = {site: torch.stack([scores[site] for scores in heads]) for site in heads[0]}

@@ -8,7 +8,7 @@ from math import nan, sqrt
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class AccuracyCurve:
     """Accuracy on one probe over training.
 
     Attributes:
@@ -18,7 +18,7 @@ class Curve:
         num_sequences: How many questions an accuracy is a mean over.
 
     Example:
-        >>> curve = Curve((100, 300, 900), (0.5, 0.9, 0.6), chance=0.5, num_sequences=400)
+        >>> curve = AccuracyCurve((100, 300, 900), (0.5, 0.9, 0.6), chance=0.5, num_sequences=400)
         >>> curve.onset, curve.peak_step, round(curve.transience, 2)
         (300, 300, 0.75)
     """

@@ -21,7 +21,7 @@ from actkit.core.progress import track
 from actkit.core.sweep.stream import batches
 from actkit.model import Model
 from actkit.steer._base import Steerer, Strength
-from actkit.steer.controllers.activation_reasoner._concepts import Concept, labelled, learnt
+from actkit.steer.controllers.activation_reasoner._concepts import FeatureConcept, labelled, learnt
 from actkit.steer.controllers.activation_reasoner._reason import Reason
 from actkit.steer.controllers.activation_reasoner._rules import Conjunction, parsed
 
@@ -60,7 +60,7 @@ class ActivationReasoner(Steerer):
         >>> rows = torch.tensor([[[0.0, 0], [1, 0]], [[0, 0], [0, 1]]])
         >>> ar = ActivationReasoner(
         ...     "0:out", torch.eye(2), torch.eye(2),
-        ...     {"wet": Concept([0]), "cold": Concept([1])}, ["wet IMPLIES cold"],
+        ...     {"wet": FeatureConcept([0]), "cold": FeatureConcept([1])}, ["wet IMPLIES cold"],
         ... ).fit(net, [(rows[:1], ["wet"]), (rows[1:], ["cold"])])
         >>> [found.confidence for found in ar.reason(net, rows)]
         [{'wet': 1.0, 'cold': 1.0}, {'cold': 1.0}]
@@ -69,7 +69,7 @@ class ActivationReasoner(Steerer):
     site: str
     encoder_FD: Tensor = field(repr=False)
     decoder_FD: Tensor = field(repr=False)
-    concepts: Mapping[str, Concept]
+    concepts: Mapping[str, FeatureConcept]
     rules: Sequence[str]
     bias_F: Tensor | None = field(repr=False, default=None)
     targets: Mapping[str, float] | None = None

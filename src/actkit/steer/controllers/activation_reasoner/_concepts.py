@@ -19,7 +19,7 @@ Acts = Callable[[Sequence[int] | slice], list[Tensor]]
 
 
 @dataclass(frozen=True)
-class Concept:
+class FeatureConcept:
     """How features make a concept: one of them, a weighted sum, or a shallow decision tree.
 
     Args:
@@ -89,7 +89,7 @@ class Reader:
     sureness: tuple[float, ...]
 
 
-def labelled(data: Any, concepts: Mapping[str, Concept]) -> tuple[list[Any], Tensor]:
+def labelled(data: Any, concepts: Mapping[str, FeatureConcept]) -> tuple[list[Any], Tensor]:
     """Return the inputs and (N, C) bool labels of pairs (input, names of its concepts).
 
     Raises:
@@ -108,7 +108,7 @@ def labelled(data: Any, concepts: Mapping[str, Concept]) -> tuple[list[Any], Ten
     return [example for example, _ in pairs], labels_NC
 
 
-def learnt(concepts: Mapping[str, Concept], acts: Acts, labels_NC: Tensor) -> Reader:
+def learnt(concepts: Mapping[str, FeatureConcept], acts: Acts, labels_NC: Tensor) -> Reader:
     """Choose each concept's features, weights or tree, and threshold from labelled examples."""
     peaks_NF = torch.stack([acts_TF.amax(0) for acts_TF in acts(slice(None))])
     more_CF = torch.stack([peaks_NF[own].mean(0) - peaks_NF[~own].mean(0) for own in labels_NC.T])

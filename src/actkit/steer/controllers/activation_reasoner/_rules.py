@@ -31,7 +31,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Step:
+class ProofStep:
     """One step of a proof: the rule by which a name follows, and from which literals."""
 
     name: str
@@ -55,10 +55,10 @@ class Closure:
     """
 
     confidence: dict[str, float]
-    steps: dict[str, Step] = field(default_factory=dict)
+    steps: dict[str, ProofStep] = field(default_factory=dict)
     num_iterations: int = 0
 
-    def proof(self, name: str) -> list[Step]:
+    def proof(self, name: str) -> list[ProofStep]:
         """Return the steps that lead to a name, premises first; none for a fact.
 
         Raises:
@@ -129,7 +129,7 @@ def closure(
                 for name in rule.then:
                     if name not in found.confidence:
                         found.confidence[name] = confidence
-                        found.steps[name] = Step(name, rule.text, premises, confidence)
+                        found.steps[name] = ProofStep(name, rule.text, premises, confidence)
     return found
 
 

@@ -51,7 +51,7 @@ class CodePolicy(nn.Module):
 
 
 @dataclass
-class Episodes:
+class Rollouts:
     """What was met and decided in episodes, one entry for each step."""
 
     e: list[Tensor] = field(default_factory=list)
@@ -154,9 +154,9 @@ def _rollout(
     gen: torch.Generator,
     *,
     explore: bool,
-) -> Episodes:
+) -> Rollouts:
     """Let the controlled network act until all episodes are over."""
-    episodes = Episodes()
+    episodes = Rollouts()
     edit = apply(own.site, _actor(own, episodes, num_episodes, gen if explore else None))
     inputs = [world.start(num_episodes, gen)]
     while True:
@@ -169,7 +169,7 @@ def _rollout(
 
 
 def _actor(
-    own: InternalPolicy, episodes: Episodes, num_episodes: int, gen: torch.Generator | None
+    own: InternalPolicy, episodes: Rollouts, num_episodes: int, gen: torch.Generator | None
 ) -> Callable[[Tensor], Tensor]:
     """Return what edits e_{1..t}: it decides on the code of the last step and keeps the others."""
     network, policy = own.network, own.policy

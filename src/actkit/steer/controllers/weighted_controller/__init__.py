@@ -53,7 +53,7 @@ class Read(Controller):
 
 
 @dataclass(frozen=True, eq=False)
-class Patch(Controller):
+class DosedDirection(Controller):
     """Add the direction as much as the hidden units ask for at one layer."""
 
     identifier: ClassVar[str] = "weighted_controller.patch"
@@ -102,7 +102,8 @@ class WeightedController(ContrastSteerer):
 
     Example:
         >>> import torch
-        >>> patch = Patch(torch.ones(2), torch.zeros(2, 3), torch.tensor([4.0, 0.0]), "raw", key="")
+        >>> bias_2 = torch.tensor([4.0, 0.0])
+        >>> patch = DosedDirection(torch.ones(2), torch.zeros(2, 3), bias_2, "raw", key="")
         >>> patch.act(torch.zeros(1, 1, 2), {"hidden": torch.ones(1, 3)}, None)
         tensor([[[2., 2.]]])
         >>> import actkit as ak
@@ -171,7 +172,7 @@ class WeightedController(ContrastSteerer):
             Read(into_HD, net.bias_H, i == 0, **shared) for i, into_HD in enumerate(net.into_KHD)
         ]
         patches = [
-            Patch(r_D, net.out_EH[[0, i]], net.bias_E[[0, i]], self.gain, **shared)
+            DosedDirection(r_D, net.out_EH[[0, i]], net.bias_E[[0, i]], self.gain, **shared)
             for i in range(1, len(net.out_EH))
         ]
         made = zip([*self.reads_, *self.layers_], [*reads, *patches], strict=True)

@@ -20,7 +20,7 @@ from actkit.core.progress import track
 from actkit.model import Model
 from actkit.steer._base import Steerer, Strength
 from actkit.steer.maps.manifold_steer._behaviour import LAST, Trace, followed, hellinger, observed
-from actkit.steer.maps.manifold_steer._manifold import Along, Curve, components, spaced
+from actkit.steer.maps.manifold_steer._manifold import Along, ConceptCurve, components, spaced
 
 
 @method(source="Wurgaft et al. 2026, arXiv:2605.05115")
@@ -72,9 +72,9 @@ class ManifoldSteer(Steerer):
     linear: bool = False
     answers: Sequence[int] | None = None
     values_: tuple[Any, ...] = field(init=False, repr=False, default=())
-    curve_: Curve = field(init=False, repr=False)
+    curve_: ConceptCurve = field(init=False, repr=False)
     basis_: Tensor = field(init=False, repr=False)
-    behaviour_: Curve = field(init=False, repr=False)
+    behaviour_: ConceptCurve = field(init=False, repr=False)
 
     def between(self, start: Any, stop: Any, linear: bool = False) -> Self:
         """Return the same, fitted as it is, for paths from one value to another."""
@@ -136,9 +136,9 @@ class ManifoldSteer(Steerer):
         centroids_CD = torch.stack([states_ND.double().mean(0) for states_ND, _ in seen])
         off_CD = centroids_CD - centroids_CD.mean(0)
         self.basis_ = components(off_CD, self.num_components)
-        self.curve_ = Curve.through(off_CD @ self.basis_.double().T, self.cyclic)
+        self.curve_ = ConceptCurve.through(off_CD @ self.basis_.double().T, self.cyclic)
         said_CA = torch.stack([probs_NA.mean(0) for _, probs_NA in seen])
-        self.behaviour_ = Curve.through(said_CA.sqrt(), self.cyclic)
+        self.behaviour_ = ConceptCurve.through(said_CA.sqrt(), self.cyclic)
         plain = {str(value): list(inputs) for value, inputs in data.items()}
         return {**{value: len(own) for value, own in plain.items()}, "sha256": digest(plain)}
 

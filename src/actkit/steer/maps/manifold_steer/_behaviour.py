@@ -18,7 +18,7 @@ from actkit.core.progress import track
 from actkit.core.sweep.stream import batches
 from actkit.model import Model
 from actkit.steer._rows import as_batch
-from actkit.steer.maps.manifold_steer._manifold import Curve
+from actkit.steer.maps.manifold_steer._manifold import ConceptCurve
 
 LAST = Where(tokens="last")
 
@@ -55,7 +55,7 @@ class Trace:
         return [self.values[v] for k, v in enumerate(best) if k == 0 or v != best[k - 1]]
 
 
-def hellinger(curve: Curve, probs_SA: Tensor) -> Tensor:
+def hellinger(curve: ConceptCurve, probs_SA: Tensor) -> Tensor:
     """Return the Hellinger distance to a curve of square roots of probabilities, (S,)."""
     return curve.distance(probs_SA.sqrt()) / 2**0.5
 

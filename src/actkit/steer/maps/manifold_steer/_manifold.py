@@ -18,7 +18,7 @@ FINENESS = 200
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class ConceptCurve:
     """A cubic spline through points; its parameter is 0 at the first and 1 at the second.
 
     Attributes:
@@ -30,7 +30,7 @@ class Curve:
     cyclic: bool
 
     @classmethod
-    def through(cls, points_ND: Tensor, cyclic: bool) -> "Curve":
+    def through(cls, points_ND: Tensor, cyclic: bool) -> "ConceptCurve":
         """Interpolate at least 2 points; periodic, or not-a-knot at the ends."""
         from scipy.interpolate import CubicSpline
 
@@ -62,7 +62,7 @@ class Along(StrengthOperation):
     """Move along a curve: the strength is the share of the way.
 
     Attributes:
-        pieces: (P, 4, D) of a `Curve`.
+        pieces: (P, 4, D) of a `ConceptCurve`.
         cyclic: Of the curve.
         start: Parameter of the curve where the way begins.
         way: How far it goes, negative to go backwards.
@@ -77,7 +77,7 @@ class Along(StrengthOperation):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return h + g(s) - g(s_i) with s = s_i + strength (s_j - s_i)."""
-        curve = Curve(self.pieces.double(), self.cyclic)
+        curve = ConceptCurve(self.pieces.double(), self.cyclic)
         dose = torch.as_tensor(self.dose(x), dtype=torch.float64, device=x.device)
         here, there = torch.full_like(dose, self.start), self.start + dose * self.way
         shift = curve(there) - curve(here)

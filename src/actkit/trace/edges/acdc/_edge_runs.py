@@ -20,7 +20,7 @@ from actkit.core.edits.edit import Edit
 from actkit.core.edits.operations import Operation
 from actkit.core.errors import InputError
 from actkit.core.sites.site_names import layer_of
-from actkit.core.sweep.base_run import Trunk, shares
+from actkit.core.sweep.base_run import BaseRun, shares
 from actkit.core.sweep.sweep import repeated
 from actkit.trace._graph import Graph, Port
 from actkit.trace._task import Trial
@@ -197,11 +197,11 @@ def _reached(graph: Graph, removed_RS: Tensor, kept_RS: Tensor) -> tuple[Tensor,
     return touched_S, reading_S
 
 
-def _trunk(trial: Trial) -> Trunk | None:
+def _trunk(trial: Trial) -> BaseRun | None:
     """Return what runs can start from in the middle, None if they cannot in this network."""
     if not shares(trial.model, trial.clean):
         return None
-    trunk = Trunk(trial.model, trial.clean, trial.asked("clean"))
+    trunk = BaseRun(trial.model, trial.clean, trial.asked("clean"))
     return trunk if trunk.whole else None
 
 

@@ -27,7 +27,7 @@ from actkit.trace.heads.sparse_attention_decomposition._signals import (
 
 
 @dataclass(frozen=True, eq=False)
-class Edge:
+class SignalEdge:
     """What one part upstream contributes to a signal.
 
     Attributes:
@@ -62,7 +62,7 @@ def sparse_attention_decomposition(
     key: int | None = None,
     keep: int = 3,
     depth: int = 2,
-) -> list[Edge]:
+) -> list[SignalEdge]:
     """Trace a head's attention upstream and return the edges of a communication graph.
 
     The score of a pair is x_i^T Omega x_j; of the singular terms (x_i u_k) s_k (v_k x_j) the
@@ -98,7 +98,7 @@ def sparse_attention_decomposition(
     if depth < 1 or keep < 1:
         raise InputError(f"depth and keep must be at least 1, got {depth} and {keep}")
     stream = _Stream(model, prompt, head)
-    todo, edges = [stream.signal(*head, query, key)], list[Edge]()
+    todo, edges = [stream.signal(*head, query, key)], list[SignalEdge]()
     for _ in track(range(depth), "tracing upstream"):
         found = [edge for signal in todo for edge in stream.edges(signal, keep)]
         edges += found
@@ -144,10 +144,10 @@ class _Stream:
             return []
         return [self.signal(layer, head, query, key)]
 
-    def edges(self, signal: Signal, keep: int) -> list[Edge]:
+    def edges(self, signal: Signal, keep: int) -> list[SignalEdge]:
         """Return the parts upstream that contribute most to either side."""
         form = self._form(signal.layer)
-        found: list[Edge] = []
+        found: list[SignalEdge] = []
         sides: tuple[Literal["q", "k"], ...] = ("q", "k")
         for side, here, there in zip(
             sides, (signal.query, signal.key), (signal.key, signal.query), strict=True
@@ -156,7 +156,7 @@ class _Stream:
             given_C = contributions(signal, writes_CE, form.x_TE[there], side)
             for i in given_C.argsort(descending=True)[:keep].tolist():
                 removal = _removal(signal, form, side, here, writes_CE[i])
-                found.append(Edge(names[i], signal, side, here, float(given_C[i]), removal))
+                found.append(SignalEdge(names[i], signal, side, here, float(given_C[i]), removal))
         return found
 
     def _form(self, layer: int) -> QueryKey:

@@ -13,7 +13,7 @@ from actkit.core.errors import InputError
 
 
 @dataclass(frozen=True)
-class Step:
+class ChainStep:
     """One value in a trace: where its token stands, and of which variable it is.
 
     Attributes:
@@ -27,7 +27,7 @@ class Step:
     value: int
 
 
-def parse(trace_T: Tensor, names: Mapping[str, int], equals: int) -> list[Step]:
+def parse(trace_T: Tensor, names: Mapping[str, int], equals: int) -> list[ChainStep]:
     """Return the values of a trace in order: what follows a variable's name and an equals sign.
 
     Args:
@@ -41,7 +41,7 @@ def parse(trace_T: Tensor, names: Mapping[str, int], equals: int) -> list[Step]:
     """
     ids, known = trace_T.tolist(), {token: name for name, token in names.items()}
     return [
-        Step(i + 2, known[ids[i]], ids[i + 2])
+        ChainStep(i + 2, known[ids[i]], ids[i + 2])
         for i in range(len(ids) - 2)
         if ids[i] in known and ids[i + 1] == equals
     ]

@@ -1,6 +1,6 @@
-"""Doors: what stands in front of the modules of a network for a while, and leaves nothing behind.
+"""What is attached to the modules of a network for a while, and leaves nothing behind.
 
-A door lets listeners wrap a method of one module (`forward`, `generate`), sets hooks, and lends the
+Attachments let listeners wrap a method of one module (`forward`, `generate`), set hooks, and lend the
 module another object under an attribute's name. All of it is seen by the thread or async task that
 asked for it and by no other, and copies and pickles of the module are made without it.
 """
@@ -22,7 +22,7 @@ Listener = Callable[..., Any]
 
 _HERE: ContextVar[frozenset[object]] = ContextVar("actkit_here", default=frozenset())
 _LOCK = RLock()
-_DOOR, _REDUCE = "_actkit_door", "__reduce_ex__"
+_ATTACHED, _REDUCE = "_actkit_attachments", "__reduce_ex__"
 _HOOKS = {
     "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
     "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
@@ -30,8 +30,8 @@ _HOOKS = {
 """A module's hooks, and what else is kept of them."""
 
 
-class Guest:
-    """Something that stands at doors; it belongs to the thread or task that entered it."""
+class ThreadBound:
+    """Something that is attached; it belongs to the thread or task that entered it."""
 
     def __init__(self) -> None:
         """Belong to nobody yet."""
@@ -60,11 +60,11 @@ class Guest:
             self.leave_here()
 
 
-class Door:
-    """What stands in front of one module; made when it is first needed, gone after its last use."""
+class Attachments:
+    """What is attached to one module; made when it is first needed, gone after its last use."""
 
     def __init__(self, module: nn.Module) -> None:
-        """Stand in front of a module."""
+        """Attach nothing yet."""
         self._module = module
         self._lent: dict[str, Any] = {}  # what the attributes were; _ABSENT if there was none
         self._listeners: dict[str, list[Listener]] = {}
@@ -156,11 +156,11 @@ class Door:
     def _leave(self) -> None:
         self._uses -= 1
         if not self._uses:
-            for name in (_DOOR, _REDUCE):
+            for name in (_ATTACHED, _REDUCE):
                 self._module.__dict__.pop(name, None)
 
     def reduce(self, protocol: Any) -> Any:
-        """Return what copies and pickles are made from: the module without anything at its door."""
+        """Return what copies and pickles are made from: the module without anything attached."""
         reduced: Any = type(self._module).__reduce_ex__(self._module, protocol)
         if not isinstance(reduced, tuple) or len(reduced) < 3 or not isinstance(reduced[2], dict):
             return reduced  # of a class with a way of its own
@@ -169,7 +169,7 @@ class Door:
 
     def _clean(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return a module's state without hooks of ours, and with what was lent given back."""
-        state = {k: v for k, v in state.items() if k not in (_DOOR, _REDUCE)}
+        state = {k: v for k, v in state.items() if k not in (_ATTACHED, _REDUCE)}
         for name, before in self._lent.items():
             if before is _ABSENT:
                 state.pop(name, None)
@@ -187,11 +187,11 @@ class Door:
 _ABSENT = object()
 
 
-def door(module: nn.Module) -> Door:
-    """Return the door of a module; a new one if nothing stands there."""
+def attachments(module: nn.Module) -> Attachments:
+    """Return what is attached to a module; something new if nothing is."""
     with _LOCK:
-        own = module.__dict__.get(_DOOR)
+        own = module.__dict__.get(_ATTACHED)
         if own is None:
-            own = module.__dict__[_DOOR] = Door(module)
+            own = module.__dict__[_ATTACHED] = Attachments(module)
             module.__dict__[_REDUCE] = own.reduce
         return own
