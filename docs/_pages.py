@@ -22,7 +22,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         if methods(family)
     ]
     nav: list[Any] = config.nav or []
-    config.nav = [*nav[:-2], {"Methods": ["methods/index.md", *families]}, *nav[-2:]]
+    config.nav = [*nav[:-3], {"Methods": ["methods/index.md", *families]}, *nav[-3:]]
     return config
 
 

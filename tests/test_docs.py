@@ -33,3 +33,16 @@ def test_site_builds_in_strict_mode(tmp_path: Path) -> None:
         page = (tmp_path / "methods" / entry.family / entry.name / "index.html").read_text()
         assert entry.summary.partition("'")[0] in page
     assert "Add a method" in (tmp_path / "contributing" / "index.html").read_text()
+
+
+def test_examples_import_public_names_only() -> None:
+    """What a docstring shows can be typed by its reader: no file or name with an underscore."""
+    private = re.compile(
+        r"^\s*(?:>>>|\.\.\.) .*(?:from|import) actkit[\w.]*(?:\._\w| import .*\b_\w)"
+    )
+    files = sorted((ROOT / "src").rglob("*.py"))
+    lines = [(file.name, line) for file in files for line in file.read_text().splitlines()]
+    assert len(files) > 100
+    assert [found for found in lines if private.match(found[1])] == []
+    assert private.match("    >>> from actkit.trace._task import Task")
+    assert private.match("    >>> from actkit.trace import _task")

@@ -48,7 +48,6 @@ EXCEPTIONS = {("actkit.model", "store"): "Model.harvest is where a store begins.
 KNOTS = {
     "show.graph trace",
     "show.heat_map trace",
-    "worlds.wiring trace",
 }
 """What is still to be opened."""
 TIED = {
@@ -58,7 +57,7 @@ TIED = {
     ("scanning.report", "scanning"),
 }
 """Imports that close a knot that is still to be opened."""
-STILL_LONELY = {"_neuronpedia", "_scores_page", "_programs"}
+STILL_LONELY = {"_neuronpedia", "_scores_page"}
 
 
 def tied(found: "Import") -> bool:

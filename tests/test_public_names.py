@@ -38,6 +38,7 @@ NAMES = [
     "steer",
     "swap",
     "trace",
+    "worlds",
 ]
 
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from actkit import data, steer, trace
+    from actkit import data, steer, trace, worlds
     from actkit.catalog import get, methods
     from actkit.comparison import Leaderboard, compare
     from actkit.core import errors
@@ -71,6 +71,7 @@ __all__ = [
     "steer",
     "swap",
     "trace",
+    "worlds",
 ]
 
 _HOMES = {
@@ -78,6 +79,7 @@ _HOMES = {
     "errors": "actkit.core.errors",
     "steer": "actkit.steer",
     "trace": "actkit.trace",
+    "worlds": "actkit.worlds",
     **dict.fromkeys(("get", "methods"), "actkit.catalog"),
     **dict.fromkeys(("Leaderboard", "compare"), "actkit.comparison"),
     **dict.fromkeys(
@@ -104,7 +106,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'actkit' has no attribute {name!r}")
     home = import_module(_HOMES[name])
-    value = home if name in ("data", "errors", "steer", "trace") else getattr(home, name)
+    value = home if name in ("data", "errors", "steer", "trace", "worlds") else getattr(home, name)
     globals()[name] = value
     return value
 

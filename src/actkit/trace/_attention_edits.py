@@ -36,7 +36,7 @@ def set_attention(
         InputError: A row has no keys, or keys outside the prompt or after the query.
 
     Example:
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.worlds import reader
         >>> m, tokens = Model(reader(at=(1, 1))), torch.tensor([[3, 1, 2]])
         >>> edits = set_attention(m, tokens, [(1, 1)], [[1, 2]])
         >>> m.run(tokens, record="attn_probs.1", edits=edits)["attn_probs.1"][0, 1, -1]

@@ -13,11 +13,12 @@ from actkit.core.edits.edit import Edit, swap
 from actkit.core.edits.edit import set as put
 from actkit.core.errors import InputError
 from actkit.model import Model
-from actkit.trace._causal import Causal, Places, said
+from actkit.trace._causal import Places, pairs_of, said
 from actkit.trace._edges import roc_auc
 from actkit.trace._parts import Part, as_parts
 from actkit.trace._scores import Scores
 from actkit.trace._task import Task
+from actkit.worlds.causal import Causal
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class KnownCircuit:
 
     Attributes:
         model: The network.
-        program: What it computes; `program.task()` draws pairs of prompts.
+        program: What it computes; `program.pairs()` draws pairs of prompts.
         places: The parts that compute each variable; all other heads are outside of the circuit.
 
     Example:
-        >>> from actkit.trace.circuits.interpbench._wired import wired_pointer
+        >>> from actkit.trace.circuits.interpbench import wired_pointer
         >>> circuit = wired_pointer()
         >>> sorted(circuit.heads), len(circuit.edges)
         ([(0, 3), (1, 2)], 4)
@@ -56,7 +57,7 @@ class KnownCircuit:
 
     def task(self, num: int = 16, seed: int = 0) -> Task:
         """Return pairs of prompts whose answers differ."""
-        return self.program.task(num, seed)
+        return pairs_of(self.program, num, seed)
 
     @property
     def edges(self) -> set[tuple[str, str]]:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actkit.trace._parts import Part
 from actkit.worlds.toy_transformer import clear, set_head, toy
 
 ROOM = 10
@@ -27,23 +26,23 @@ class Wiring:
     Attributes:
         net: The network.
         slots: Where each slot lies in the stream.
-        places: The wired heads of each variable.
+        places: The wired heads of each variable, as (layer, head).
         generator: Draws which heads are wired, and the noise.
     """
 
     net: Any
     slots: Mapping[str, slice]
     generator: torch.Generator
-    places: dict[str, list[Part]] = field(default_factory=dict)
+    places: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
     def head(
         self, name: str, layer: int, q: Tensor, k: Tensor, v: Tensor, to: tuple[str, Tensor]
     ) -> None:
         """Wire one head of a layer, drawn among the free ones, to compute a variable."""
-        used = {p.head for group in self.places.values() for p in group if p.layer == layer}
+        used = {h for group in self.places.values() for at, h in group if at == layer}
         free = [h for h in range(self.net.config.n_head) if h not in used]
         head = free[int(torch.randint(len(free), (), generator=self.generator))]
-        self.places.setdefault(name, []).append(Part(f"z.{layer}", head=head))
+        self.places.setdefault(name, []).append((layer, head))
         slot, matrix = to
         set_head(self.net, layer, head, q, k, v, self.map(**{slot: matrix.mT}).mT)
 

@@ -14,7 +14,6 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from actkit.core.errors import InputError, NotFittedError
 from actkit.model import Model
-from actkit.trace._causal import Causal
 from actkit.trace._latent_values import LatentValues
 from actkit.trace.reasoning.cot_variables import continued, cot_variables, patched, rewritten
 from actkit.trace.reasoning.cot_variables._chains import (
@@ -24,6 +23,7 @@ from actkit.trace.reasoning.cot_variables._chains import (
     parse,
     places,
 )
+from actkit.worlds.causal import Causal
 from actkit.worlds.toy_transformer import toy
 from tests._evidence import Evidence
 

@@ -9,13 +9,14 @@ from actkit.core.edits.edit import swap
 from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.trace import Part
-from actkit.trace._causal import Causal, agreement
+from actkit.trace._causal import agreement, pairs_of
 from actkit.trace._known_circuit import KnownCircuit
-from actkit.trace._programs import duplicate, fraction, pointer
 from actkit.trace.circuits.interpbench._wired import wired_duplicate, wired_pointer
 from actkit.trace.edges.eap import EAP
 from actkit.trace.nodes.patch import Patch
 from actkit.trace.training.siit import SIIT, _step
+from actkit.worlds.causal import Causal
+from actkit.worlds.programs import duplicate, fraction, pointer
 from actkit.worlds.toy_transformer import toy
 from tests._evidence import Evidence
 
@@ -43,7 +44,7 @@ def test_programs_compute_what_they_say() -> None:
     letters = torch.tensor([[0, 0, 1, 2, 0, 5], [0, 0, 1, 2, 1, 5]])
     assert fraction().answers(letters).tolist() == [4, 3]
     assert pointer(4, 3).answers(torch.tensor([[1, 3, 0, 2, 0]])).tolist() == [2]
-    pairs = duplicate().task(33)
+    pairs = pairs_of(duplicate(), 33)
     assert len(pairs) == 33
     assert (torch.as_tensor(pairs.answers) != torch.as_tensor(pairs.wrong)).all()
 
@@ -100,7 +101,7 @@ def test_bad_places_are_refused() -> None:
         SIIT(parts=("heads",)).fit(model, program, {"is x": [Part("z.0", head=0)]})
     same = replace(program, draw=lambda num, _: torch.zeros(num, 6).long())
     with pytest.raises(InputError, match="answers that differ, got 0 of 4"):
-        same.task(4)
+        pairs_of(same, 4)
     with pytest.raises(InputError, match="variables must be"):
         program.answers(torch.zeros(1, 6).long(), {"is y": torch.zeros(1)})
 

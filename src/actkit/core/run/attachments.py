@@ -1,8 +1,8 @@
 """What is attached to the modules of a network for a while, and leaves nothing behind.
 
-Attachments let listeners wrap a method of one module (`forward`, `generate`), set hooks, and lend the
-module another object under an attribute's name. All of it is seen by the thread or async task that
-asked for it and by no other, and copies and pickles of the module are made without it.
+Attachments let listeners wrap a method of one module (`forward`, `generate`), set hooks, and lend
+the module another object under an attribute's name. All of it is seen by the thread or async task
+that asked for it and by no other, and copies and pickles of the module are made without it.
 """
 
 from collections.abc import Callable, Iterator

@@ -81,7 +81,7 @@ def circuit_scores(
 
     Example:
         >>> import torch
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.worlds import reader
         >>> first = Task(torch.tensor([[3, 1]]), torch.tensor([[4, 1]]), [3], [4])
         >>> m = Model(reader(layers=1, at=(0, 1)))
         >>> found = circuit_scores(m, first, [(0, 1), (0, 2)])

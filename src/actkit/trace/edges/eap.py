@@ -31,8 +31,8 @@ class EAP(EdgeLocalizer):
     Example:
         >>> import torch
         >>> from actkit.model import Model
-        >>> from actkit.trace._task import Task
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.trace import Task
+        >>> from actkit.worlds import reader
         >>> first = Task(torch.tensor([[3, 1]]), torch.tensor([[4, 1]]), [3], [4])
         >>> EAP()(Model(reader(at=(1, 1))), first).top(2)  # the logit difference is 1, then -1
         [('input -> head 1.1 v', 2.0), ('head 1.1 -> logits', 2.0)]

@@ -35,8 +35,8 @@ class EAPIG(EdgeLocalizer):
     Example:
         >>> import torch
         >>> from actkit.model import Model
-        >>> from actkit.trace._task import Task
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.trace import Task
+        >>> from actkit.worlds import reader
         >>> first = Task(torch.tensor([[3, 1]]), torch.tensor([[4, 1]]), [3], [4])
         >>> EAPIG(steps=3)(Model(reader(at=(1, 1))), first).top(1)
         [('input -> head 1.1 v', 2.0)]

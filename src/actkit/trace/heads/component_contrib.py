@@ -89,7 +89,7 @@ def component_contrib(
     Example:
         >>> import torch
         >>> from actkit.model import Model
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.worlds import reader
         >>> v_D = torch.eye(60)[17]  # where head 1.1 writes that the first token is a 3
         >>> everywhere = {f"resid_{x}.{n}": v_D for x in ("mid", "post") for n in range(2)}
         >>> component_contrib(Model(reader(at=(1, 1))), [[3, 1]], everywhere).heads

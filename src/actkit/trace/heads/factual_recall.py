@@ -63,7 +63,7 @@ def factual_recall(
         InputError: Numbers differ, or the parts do not add up to the logits.
 
     Example:
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.worlds import reader
         >>> m = Model(reader(at=(1, 2)))  # one head copies the first token
         >>> found = factual_recall(m, torch.tensor([[3, 1, 2]]), [3], [3])
         >>> found.movers(1), found.topic.heads_BLH[0, 1, 2]  # logit 1, mean 1 / 6

@@ -85,7 +85,7 @@ def induction(
         InputError: There are not that many tokens, or no plain maps from embeddings to logits.
 
     Example:
-        >>> from actkit.worlds.toy_transformer import clear, toy
+        >>> from actkit.worlds import clear, toy
         >>> found = induction(Model(clear(toy(9, positions=6))), num=1, length=3)
         >>> float(found.prefix_LH[1, 1]), (1 / 4 + 1 / 5 + 1 / 6) / 3  # it attends to all alike
         (0.2055..., 0.2055...)

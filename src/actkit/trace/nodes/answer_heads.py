@@ -34,7 +34,7 @@ class AnswerHeads(Localizer):
         parts: "heads", or "mlps" for the same of MLPs.
 
     Example:
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.worlds import reader
         >>> first = Task(torch.tensor([[3, 1]]), torch.tensor([[4, 1]]), [3], [4])
         >>> AnswerHeads()(Model(reader(at=(1, 2))), first).values
         tensor([[0., 0., 0.],

@@ -50,8 +50,8 @@ class CNA(Localizer):
     Example:
         >>> import torch
         >>> from actkit.model import Model
-        >>> from actkit.trace._task import Task
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.trace import Task
+        >>> from actkit.worlds import reader
         >>> first = Task(torch.tensor([[3, 1]]), torch.tensor([[4, 1]]), [3], [4])
         >>> CNA(None, "heads")(Model(reader(at=(1, 1))), first).values  # the logit of 3 by 1
         tensor([[0., 0., 0.],

@@ -38,8 +38,8 @@ class Mediation(Localizer):
     Example:
         >>> import torch
         >>> from actkit.model import Model
-        >>> from actkit.trace._task import Task
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.trace import Task
+        >>> from actkit.worlds import reader
         >>> first = Task(torch.tensor([[3, 1]]), torch.tensor([[4, 1]]), [3], [4])
         >>> Mediation("heads")(Model(reader(at=(1, 1))), first).values  # log(1 + (e-1 + e-1) / 2)
         tensor([[0., 0., 0.],

@@ -46,8 +46,8 @@ class PathPatch(Localizer):
     Example:
         >>> import torch
         >>> from actkit.model import Model
-        >>> from actkit.trace._task import Task
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.trace import Task
+        >>> from actkit.worlds import reader
         >>> first = Task(torch.tensor([[3, 1]]), torch.tensor([[4, 1]]), [3], [4])
         >>> PathPatch()(Model(reader(at=(1, 1))), first).top(1)
         [('layer 1, head 1', 1.0)]
@@ -81,7 +81,7 @@ def path_patch(
 
     Example:
         >>> import torch
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.worlds import reader
         >>> first = Task(torch.tensor([[3, 1]]), torch.tensor([[4, 1]]), [3], [4])
         >>> path_patch(Model(reader(at=(1, 1))), first, [Part("z.1", head=1)])
         tensor([2.])

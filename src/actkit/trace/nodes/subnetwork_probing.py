@@ -45,8 +45,8 @@ class SubnetworkProbing(Localizer):
 
     Example:
         >>> from actkit.model import Model
-        >>> from actkit.trace._task import Task
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.trace import Task
+        >>> from actkit.worlds import reader
         >>> first = Task(torch.tensor([[3, 1]]), torch.tensor([[4, 1]]), [3], [4])
         >>> SubnetworkProbing(steps=60)(Model(reader(at=(1, 1))), first).values.round()
         tensor([[0., 0., 0.],

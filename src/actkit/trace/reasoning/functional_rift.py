@@ -79,7 +79,7 @@ def functional_rift(
         InputError: Shapes do not fit, or nothing is asked.
 
     Example:
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.worlds import reader
         >>> m = Model(reader(at=(1, 0)))  # the first token comes again, from layer 1 on
         >>> found = functional_rift(m, torch.tensor([[3, 1, 2]]), torch.tensor([3]),
         ...                         prior=torch.tensor([4]))

@@ -57,8 +57,8 @@ def tree_path(model: Model, trees: Trees, num_steps: int = 3) -> Mechanism:
         InputError: Fewer than two goals are that far away.
 
     Example:
-        >>> from actkit.worlds.chainer import backward_chainer
-        >>> from actkit.worlds.trees import draw_trees
+        >>> from actkit.worlds import backward_chainer
+        >>> from actkit.worlds import draw_trees
         >>> found = tree_path(backward_chainer(8, layers=4), draw_trees(64, 8), num_steps=2)
         >>> found.accuracy[1], found.accuracy[3]
         (1.0, 1.0)

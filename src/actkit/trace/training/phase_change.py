@@ -63,7 +63,7 @@ def phase_change(
         InputError: There are fewer steps.
 
     Example:
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.worlds import reader
         >>> nets = [reader(at=(0, 0)), reader(at=(0, 1)), reader(at=(0, 2))]  # equally good
         >>> tokens = torch.tensor([[3, 1, 3, 1]])
         >>> phase_change(Checkpoints(nets), tokens, tokens, early=0, late=2).slope_S.tolist()

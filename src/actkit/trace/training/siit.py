@@ -20,8 +20,9 @@ from actkit.core.progress import track
 from actkit.core.run.recording import Recording
 from actkit.model import Model
 from actkit.trace._base import Trainer
-from actkit.trace._causal import Agreement, Causal, Places, agreement, others
+from actkit.trace._causal import Agreement, Places, agreement, others
 from actkit.trace._parts import Part
+from actkit.worlds.causal import Causal
 
 T = TypeVar("T")
 WINDOW = 50
@@ -54,8 +55,8 @@ class SIIT(Trainer):
         seed: Of the draws.
 
     Example:
-        >>> from actkit.trace._programs import fraction
-        >>> from actkit.worlds.toy_transformer import toy
+        >>> from actkit.worlds import fraction
+        >>> from actkit.worlds import toy
         >>> program, model = fraction(), Model(toy(6, layers=1))
         >>> places = {"is x": [Part("z.0", head=0)]}
         >>> SIIT(parts=("heads",), num_steps=0).fit(model, program, places).num_steps

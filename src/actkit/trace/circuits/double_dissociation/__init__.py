@@ -88,7 +88,7 @@ def double_dissociation(
         InputError: A task has no answers, or there are fewer heads than asked.
 
     Example:
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.worlds import reader
         >>> task = Task(torch.tensor([[3, 1], [5, 1]]), torch.tensor([[4, 1], [2, 1]]),
         ...             [3, 5], [4, 2])
         >>> same = double_dissociation(Model(reader()), task, task, num_heads=1, num_random=0)

@@ -3,9 +3,10 @@
 import torch
 
 from actkit.model import Model
-from actkit.trace._causal import Causal
 from actkit.trace._known_circuit import KnownCircuit
-from actkit.trace._programs import duplicate, fraction, pointer, vote
+from actkit.trace._parts import Part
+from actkit.worlds.causal import Causal
+from actkit.worlds.programs import duplicate, fraction, pointer, vote
 from actkit.worlds.wiring import Wiring, blank
 
 SHARP = 6.0
@@ -76,4 +77,8 @@ def wired_vote(seed: int = 0, heads: int = 4, noise: float = 0.05) -> KnownCircu
 
 
 def _known(program: Causal, wires: Wiring) -> KnownCircuit:
-    return KnownCircuit(Model(wires.net, name=program.name), program, wires.places)
+    places = {
+        name: [Part(f"z.{layer}", head=head) for layer, head in heads]
+        for name, heads in wires.places.items()
+    }
+    return KnownCircuit(Model(wires.net, name=program.name), program, places)

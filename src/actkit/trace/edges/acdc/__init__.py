@@ -45,8 +45,8 @@ class ACDC(EdgeLocalizer):
 
     Example:
         >>> from actkit.model import Model
-        >>> from actkit.trace._task import Task
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.trace import Task
+        >>> from actkit.worlds import reader
         >>> first = Task(torch.tensor([[3, 1]]), torch.tensor([[4, 1]]), [3], [4])
         >>> scores = ACDC(loss="metric")(Model(reader(at=(1, 1))), first)
         >>> scores.top(2)  # without either edge the logit difference of 1 becomes -1

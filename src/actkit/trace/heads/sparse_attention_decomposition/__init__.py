@@ -89,7 +89,7 @@ def sparse_attention_decomposition(
             positive, or an architecture without such scores.
 
     Example:
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.worlds import reader
         >>> m = Model(reader(at=(1, 2)))
         >>> edges = sparse_attention_decomposition(m, torch.tensor([[3, 1, 2]]), (1, 2))
         >>> str(edges[0]), edges[0].signal.num_terms  # it asks for position 0, with strength 100

@@ -57,7 +57,7 @@ def subspace_patch(
 
     Example:
         >>> import torch
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.worlds import reader
         >>> first = Task(torch.tensor([[3, 1]]), torch.tensor([[4, 1]]), [3], [4])
         >>> along = torch.eye(6)[3] - torch.eye(6)[4]
         >>> v = torch.nn.functional.pad(along, (0, 14))

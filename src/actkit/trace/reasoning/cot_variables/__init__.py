@@ -16,8 +16,8 @@ from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.trace._base import Analysis
-from actkit.trace._causal import Causal
 from actkit.trace.reasoning.cot_variables._chains import other_values
+from actkit.worlds.causal import Causal
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def cot_variables(
         InputError: The program has other variables, or no change would change an answer.
 
     Example:
-        >>> from actkit.worlds.toy_transformer import reader  # says the first token again
+        >>> from actkit.worlds import reader  # says the first token again
         >>> rules = {"p": lambda t, _: t[:, 0], "q": lambda _, values: values["p"]}
         >>> copy, traces = Causal("copy", rules, None, 6, 2), torch.tensor([[3, 3], [1, 1]])
         >>> cot_variables(Model(reader()), traces, copy, {"p": 0, "q": 1}, legal=range(6))

@@ -37,7 +37,7 @@ def parse(trace_T: Tensor, names: Mapping[str, int], equals: int) -> list[ChainS
 
     Example:
         >>> parse(torch.tensor([3, 4, 10, 12, 7]), {"p": 10}, equals=12)
-        [Step(position=4, variable='p', value=7)]
+        [ChainStep(position=4, variable='p', value=7)]
     """
     ids, known = trace_T.tolist(), {token: name for name, token in names.items()}
     return [

@@ -82,7 +82,7 @@ def minimal_pair_scan(
         TaskWarning: The network does not prefer most of the valid sentences.
 
     Example:
-        >>> from actkit.worlds.toy_transformer import reader
+        >>> from actkit.worlds import reader
         >>> cause = Task(torch.tensor([[3, 1, 2]]), torch.tensor([[4, 1, 2]]), [3], [4])
         >>> found = minimal_pair_scan(Model(reader(at=(1, 2))), cause, connective=1)
         >>> found.patching.top(1)

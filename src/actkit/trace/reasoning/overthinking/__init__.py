@@ -144,7 +144,7 @@ def overthinking(model: Model, demos: Demonstrations, calibrate: bool = True) ->
         SiteError: The network has no final norm, head or attention to read.
 
     Example:
-        >>> from actkit.worlds.toy_transformer import toy
+        >>> from actkit.worlds import toy
         >>> tokens = torch.tensor([[2, 0, 3, 1, 2], [3, 1, 2, 0, 3]])
         >>> false = torch.tensor([[2, 1, 3, 0, 2], [3, 0, 2, 1, 3]])
         >>> demos = Demonstrations(tokens, false, torch.tensor([0, 1]), labels=[0, 1])

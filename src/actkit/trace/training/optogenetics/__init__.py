@@ -56,7 +56,7 @@ class Optogenetics(Intervention):
         InputError: The tokens are no integers (B, T), or a clamp asks for what no head can do.
 
     Example:
-        >>> from actkit.worlds.toy_transformer import toy
+        >>> from actkit.worlds import toy
         >>> token_BT = torch.tensor([[2, 1, 3, 0, 2]])
         >>> model, clamps = Model(toy(4)), Optogenetics(token_BT)
         >>> rec = model.run(token_BT, "attn_probs.1", [clamps.match(1, 0)])

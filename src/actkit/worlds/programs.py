@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from actkit.core.errors import InputError
-from actkit.trace._causal import Causal, Rule
+from actkit.worlds.causal import Causal, Rule
 
 
 def pointer(places: int = 5, hops: int = 2) -> Causal:
