@@ -2,7 +2,8 @@
 
 import math
 
-from actkit.scanning.report import Answer, Figure, Page, Report
+from actkit.scanning.answer import Answer, Figure, Page
+from actkit.scanning.report import Report
 
 HOSTILE = "</script><b id='hostile'>&\"'"
 

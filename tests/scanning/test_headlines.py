@@ -8,9 +8,10 @@ from torch import nn
 
 import actkit as ak
 from actkit.model import Model
-from actkit.scanning.of_sites import CONTROL
+from actkit.scanning.answer import Page
 from actkit.scanning.questions import QUESTIONS
-from actkit.scanning.report import Page, Report
+from actkit.scanning.questions._base import CONTROL
+from actkit.scanning.report import Report
 from tests.core import tiny
 
 TEXTS = [" ".join(f"w{(7 * i + j * j) % 88 + 1}" for j in range(23 + i)) for i in range(20)]

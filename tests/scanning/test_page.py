@@ -6,17 +6,23 @@ from html.parser import HTMLParser
 import pytest
 from plotly.offline import get_plotlyjs
 
-from actkit.scanning.page import COLOURS, INK, PAPER, QUIET, render
-from actkit.scanning.report import Page, Report
+from actkit.scanning.answer import Page
+from actkit.scanning.page import render
+from actkit.scanning.report import Report
+from actkit.show.style import COLOURS, INK, PAPER, QUIET
 from tests.scanning import made
 
 ESCAPED = html.escape(made.HOSTILE)
 
 
+def rendered(report: Report) -> str:
+    return render(report.title, report.about, report.pages)
+
+
 @pytest.fixture(scope="module")
 def page() -> str:
     """The page without plotly's own code, which is checked to be inside."""
-    whole = render(made.report())
+    whole = rendered(made.report())
     code = get_plotlyjs()
     assert whole.count(code) == 1
     return whole.replace(code, "")
@@ -105,7 +111,7 @@ def test_axes_have_sane_ticks(page: str) -> None:
     assert axes[3]["range"] == [0, 0.01], "noise is not blown up to a landscape"
     wide = made.lines(log=True, series={"a": (0.01, 5000.0, 3.0)})
     one = Report("t", {}, (Page("k", "Q?", (), (wide,), {}),))
-    assert '"dtick": 1,' in render(one).rpartition("const s = ")[2]
+    assert '"dtick": 1,' in rendered(one).rpartition("const s = ")[2]
 
 
 def test_every_number_is_in_the_table_and_a_missing_one_is_a_dash(page: str) -> None:
@@ -150,7 +156,7 @@ def test_the_number_of_a_page_stands_large_beside_what_it_is_held_against(page: 
 
 def test_another_network_is_drawn_dotted_and_quiet() -> None:
     figure = made.lines(beside=("low",))
-    drawn = render(Report("t", {}, (Page("k", "Q?", (), (figure,), {}),)))
+    drawn = rendered(Report("t", {}, (Page("k", "Q?", (), (figure,), {}),)))
     mean, low = json.loads(drawn.rpartition("const s = ")[2].partition(";Plotly")[0])[0]
     assert (mean["line"]["dash"], low["line"]["dash"]) == ("solid", "dot")
     assert low["line"]["color"] == QUIET != mean["line"]["color"]

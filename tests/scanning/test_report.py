@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import actkit as ak
-from actkit.scanning.report import Page, Report
+from actkit.scanning.answer import Page
+from actkit.scanning.report import Report
 from tests.scanning import made
 
 

@@ -13,7 +13,8 @@ import actkit as ak
 from actkit.core.errors import InputError, ModelError
 from actkit.model import Model
 from actkit.opening.untrained import untrained
-from actkit.scanning.report import Page, Report
+from actkit.scanning.answer import Page
+from actkit.scanning.report import Report
 from tests.core import tiny
 from tests.scanning.planted import Times, axes, chain
 

@@ -12,7 +12,7 @@ from tests.scanning import made
 def printed(report: Report, width: int) -> str:
     """Return the report as a terminal of this width shows it."""
     stream = StringIO()
-    show(report, Console(file=stream, width=width))
+    show(report.title, report.about, report.pages, Console(file=stream, width=width))
     return stream.getvalue()
 
 

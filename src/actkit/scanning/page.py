@@ -1,90 +1,62 @@
 """A report as one self-contained page: the figures are interactive and open offline."""
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
+from actkit.scanning.answer import Answer, Figure, Page
 from actkit.scanning.format import number
-from actkit.scanning.report import Answer, Figure, Page, Report
+from actkit.show import page as sheet
+from actkit.show.style import COLOURS, INK, QUIET
 
-INK, QUIET, PAPER, LINE = "#1c2330", "#5b6472", "#ffffff", "#dfe3ea"
-COLOURS = ("#d1603d", "#2457a6", "#3f8f6b", "#8a5aa8", "#b08a1e")
-CONFIG = {
-    "displaylogo": False,
-    "responsive": True,
-    "modeBarButtons": [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
-}
-"""Only these buttons: plotly's own set has one that sends the figure to a server."""
 HEIGHT, ROW = 320, 14
 """Pixels of a figure of lines, and of one row of a map."""
+PLOT_FONT = "system-ui, sans-serif"
 
 _STYLE = f"""
-* {{ box-sizing: border-box; }}
-body {{ margin: 0; background: #f4f6f9; color: {INK};
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }}
-main, nav div {{ max-width: 980px; margin: 0 auto; padding: 0 20px; }}
-main {{ padding-bottom: 80px; }}
-nav {{ position: sticky; top: 0; z-index: 9; background: {PAPER};
-  border-bottom: 1px solid {LINE}; }}
-nav div {{ display: flex; gap: 4px 20px; flex-wrap: wrap; padding: 10px 20px; font-size: 15px; }}
-a {{ color: {COLOURS[1]}; text-decoration: none; }} a:hover {{ text-decoration: underline; }}
-section {{ background: {PAPER}; border: 1px solid {LINE}; border-radius: 10px;
-  padding: 16px 24px; margin: 22px 0; scroll-margin-top: 84px; }}
-h1 {{ margin: 28px 0 2px; font-size: 28px; line-height: 1.25; }}
-h2 {{ margin: 4px 0 8px; font-size: 21px; }}
 ul {{ padding-left: 20px; }} li {{ margin: 3px 0; }}
 figure {{ margin: 18px 0 0; }} figcaption {{ font-weight: 600; font-size: 15px; }}
 .answer {{ display: flex; gap: 8px 36px; flex-wrap: wrap; align-items: center;
   border-left: 4px solid {COLOURS[0]}; padding: 2px 16px; margin: 10px 0; }}
 .answer b {{ display: block; font-size: 32px; line-height: 1.2; }}
 .answer ul {{ list-style: none; margin: 0; padding: 0; color: {QUIET}; font-size: 14px; }}
-.quiet {{ color: {QUIET}; font-size: 14px; }}
 details {{ margin-top: 10px; }} summary {{ cursor: pointer; color: {QUIET}; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }}
-td, th {{ padding: 3px 10px; text-align: right; border-bottom: 1px solid {LINE}; }}
+table {{ font-size: 13px; }} td, th {{ padding: 3px 10px; text-align: right; }}
 td:first-child, th:first-child, #about td {{ text-align: left; }}
-.wide td, td:first-child {{ white-space: nowrap; }} #about td {{ overflow-wrap: anywhere; }}
-@media (max-width: 600px) {{
-  nav {{ position: static; }}
-  section {{ padding: 12px 14px; border-radius: 0; margin: 14px -20px; }}
-}}
+.wide td, td:first-child {{ white-space: nowrap; }}
+@media (max-width: 600px) {{ section {{ border-radius: 0; }} }}
 """
 
 
-def render(report: Report) -> str:
-    """Return the page."""
-    links = "".join(f'<a href="#{p.key}">{escape(p.question)}</a>' for p in report.pages)
-    sections = "".join(_section(p) for p in report.pages)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(report.title)}</title>
-<link rel="icon" href="data:,">
-<style>{_STYLE}</style>
-<script>{get_plotlyjs()}</script></head>
-<body><nav aria-label="Questions"><div>{links}</div></nav><main>
-<h1>{escape(report.title)}</h1>
-<p class="quiet">{escape(str(report.about.get("data", "")))}</p>
-{sections}
-<section id="about"><h2>About this report</h2>{_facts(report.about)}</section>
-</main></body></html>
-"""
+def render(title: str, about: Mapping[str, Any], pages: Sequence[Page]) -> str:
+    """Return the page of a report.
+
+    Args:
+        title: What was scanned.
+        about: Provenance: data, versions, model, weight hash, settings.
+        pages: One for each question.
+    """
+    known = sheet.section("about", sheet.facts(_flat(about)), "About this report")
+    return sheet.page(
+        title,
+        str(about.get("data", "")),
+        "".join(map(_section, pages)) + known,
+        links={page.key: page.question for page in pages},
+        style=_STYLE,
+    )
 
 
 def _section(page: Page) -> str:
     findings = "".join(f"<li>{escape(f)}</li>" for f in page.findings)
     figures = "".join(_drawn(f, f"{page.key}-{i}") for i, f in enumerate(page.figures))
-    return f"""<section id="{escape(page.key)}"><h2>{escape(page.question)}</h2>
+    body = f"""
 {_answer(page.answer)}<ul>{findings}</ul>{figures}
 <p class="quiet">{escape(page.note)}</p>
-<details><summary>All numbers</summary>{_table(page.numbers)}</details></section>
-"""
+<details><summary>All numbers</summary>{_table(page.numbers)}</details>"""
+    return sheet.section(page.key, body, page.question)
 
 
 def _answer(answer: Answer | None) -> str:
@@ -99,17 +71,9 @@ def _answer(answer: Answer | None) -> str:
 
 
 def _drawn(figure: Figure, name: str) -> str:
-    """Return the figure's element and the script that draws it."""
-    plot = json.loads(_plot(figure).to_json())
-    spec = json.dumps([plot["data"], plot["layout"]]).replace("</", "<\\/")
-    config = json.dumps(CONFIG)
-    place = f"figure-{escape(name)}"
-    return (
-        f"<figure><figcaption>{escape(figure.title)}</figcaption>"
-        f'<div class="figure" id="{place}" role="group" aria-label="{escape(_spoken(figure))}">'
-        f"</div></figure><script>(() => {{ const s = {spec};"
-        f'Plotly.newPlot("{place}", s[0], s[1], {config}); }})();</script>'
-    )
+    """Return the figure below its title."""
+    drawn = sheet.plot(_plot(figure), f"figure-{name}", _spoken(figure))
+    return f"<figure><figcaption>{escape(figure.title)}</figcaption>{drawn}</figure>"
 
 
 def _spoken(figure: Figure) -> str:
@@ -128,8 +92,8 @@ def _plot(figure: Figure) -> go.Figure:
         template="plotly_white",
         dragmode=False,
         margin={"l": 64, "r": 16, "t": 28, "b": 48},
-        font={"family": "system-ui, sans-serif", "color": INK, "size": 13},
-        hoverlabel={"font": {"family": "system-ui, sans-serif"}},
+        font={"family": PLOT_FONT, "color": INK, "size": 13},
+        hoverlabel={"font": {"family": PLOT_FONT}},
     )
     plot.update_xaxes(title=figure.x_title, type="category", automargin=True, nticks=12)
     return plot
@@ -190,19 +154,12 @@ def _add_map(plot: go.Figure, figure: Figure) -> None:
 
 def _table(numbers: Mapping[str, Mapping[str, float]]) -> str:
     names = list(dict.fromkeys(n for values in numbers.values() for n in values))
-    head = "".join(f'<th scope="col">{escape(n)}</th>' for n in ("site", *names))
-    rows = "".join(
-        f"<tr><td>{escape(site)}</td>"
+    rows = (
+        f"<td>{escape(site)}</td>"
         + "".join(f"<td>{number(v[n]) if n in v else ''}</td>" for n in names)
-        + "</tr>"
         for site, v in numbers.items()
     )
-    return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
-
-
-def _facts(about: Mapping[str, Any]) -> str:
-    rows = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in _flat(about))
-    return f"<table>{rows}</table>"
+    return sheet.table(("site", *names), rows)
 
 
 def _flat(about: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -10,13 +10,14 @@ from actkit.core.provenance import stamp
 from actkit.core.run.token_labels import token_label
 from actkit.model import Model
 from actkit.opening.untrained import untrained
+from actkit.scanning.answer import Page
 from actkit.scanning.feed import Feed
 from actkit.scanning.format import listed
 from actkit.scanning.layers import Layers, find_layers
-from actkit.scanning.of_sites import CONTROL, Question, Seen
 from actkit.scanning.questions import QUESTIONS
+from actkit.scanning.questions._base import CONTROL, Question, Seen
 from actkit.scanning.reference import LANGUAGE, kind_of, usual
-from actkit.scanning.report import Page, Report
+from actkit.scanning.report import Report
 
 BATCH = 8
 """Samples in one run, if nothing else is asked."""

@@ -1,16 +1,17 @@
 """A report in the terminal: for each question a line of bars over the layers, and the findings."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from textwrap import fill
+from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from actkit.scanning.answer import Figure, Page
 from actkit.scanning.format import number, percent
-from actkit.scanning.report import Figure, Report
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDEST = 100
@@ -19,12 +20,24 @@ MARGIN = 8
 """Columns of the terminal between the parts of a figure."""
 
 
-def show(report: Report, console: Console | None = None) -> None:
-    """Print the report."""
+def show(
+    title: str,
+    about: Mapping[str, Any],
+    pages: Iterable[Page],
+    console: Console | None = None,
+) -> None:
+    """Print a report.
+
+    Args:
+        title: What was scanned.
+        about: Provenance, of which "data" is printed.
+        pages: One for each question.
+        console: Where to print; the terminal if None.
+    """
     console = console or Console()
-    data = Text(str(report.about.get("data", "")), style="dim")
-    console.print(Panel(Text.assemble((report.title, "bold"), "\n", data), expand=False))
-    for page in report.pages:
+    data = Text(str(about.get("data", "")), style="dim")
+    console.print(Panel(Text.assemble((title, "bold"), "\n", data), expand=False))
+    for page in pages:
         console.print()
         console.print(Text(page.question, style="bold cyan"))
         if page.answer is not None:

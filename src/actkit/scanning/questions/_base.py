@@ -1,4 +1,8 @@
-"""The questions of a scan: of which sites, by which reading, and how the answer is told."""
+"""What a question of a scan is: of which sites, by which reading, and how the answer is told.
+
+A question is one file of this folder: its reading, sentences, figures and headline number. The
+file defines `QUESTION`, and the scan finds it there.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,11 +10,14 @@ from math import nan
 from typing import Any
 
 from actkit.model import Model
-from actkit.scanning.findings import Decode, Told
+from actkit.scanning.answer import Answer, Figure, Page
 from actkit.scanning.format import count, listed
 from actkit.scanning.layers import TOGETHER, Layers, labels
-from actkit.scanning.report import Answer, Figure, Page
 
+Decode = Callable[[int], str] | None
+"""Shows a token id as text."""
+Told = tuple[list[str], list[Figure]]
+"""Sentences and figures. Both the numbers and the claim of a sentence are computed."""
 CONTROL = "untrained"
 """The name of the untrained copy, beside the scanned network."""
 SAME = 0.05
@@ -79,11 +86,14 @@ class Question:
     """A question, what is read to answer it, and how the answer is told.
 
     Attributes:
-        key: Short name.
+        order: Its place among the questions; no two have one place.
+        key: Short name, which finds its reference number in `usual.json` too.
         text: What a person would ask.
         kind: The sites that it is asked of; see `Layers.keys`.
         reading: Makes an empty reading; None for what is measured otherwise.
-        tell: Makes findings and figures; the first series of the first figure is the one that is
+        tell: Makes findings and figures from the labels of the layers, their finished readings (at
+            least one, each with rows; one for all labels where layers are read together) and
+            what shows a token as text; the first series of the first figure is the one that is
             drawn of other networks too.
         value: Makes the one number of all results that have rows.
         what: What that number is.
@@ -94,6 +104,7 @@ class Question:
         control: Whether it is asked of an untrained network too.
     """
 
+    order: int
     key: str
     text: str
     kind: str
