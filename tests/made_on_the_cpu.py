@@ -150,7 +150,7 @@ REASONS: dict[str, str] = {
     "worlds/induction_model.py:InductionModel.at": "Its data are drawn on the CPU.",
     "trace/_known_circuit.py": "Compared with scores, which are kept on the CPU.",
     "trace/_latent_values.py:LatentValues.fit": CAST,
-    "trace/_programs.py": SEEDED,
+    "worlds/programs.py": SEEDED,
     "trace/nodes/relp/_relevance.py:is_activation": (
         "A try of a module without parameters; it meets nothing."
     ),

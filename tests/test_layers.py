@@ -46,8 +46,7 @@ WITHIN: dict[str, set[str]] = {
 EXCEPTIONS = {("actkit.model", "store"): "Model.harvest is where a store begins."}
 """Imports outwards, inside a function or for types only, each with its reason."""
 KNOTS = {
-    "show.graph trace",
-    "show.heat_map trace",
+    "worlds.wiring trace",
 }
 """What is still to be opened."""
 TIED = {
@@ -57,7 +56,7 @@ TIED = {
     ("scanning.report", "scanning"),
 }
 """Imports that close a knot that is still to be opened."""
-STILL_LONELY = {"_neuronpedia", "_scores_page"}
+STILL_LONELY = {"_neuronpedia", "_scores_page", "_programs"}
 
 
 def tied(found: "Import") -> bool:

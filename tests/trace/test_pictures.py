@@ -14,7 +14,8 @@ import torch
 from actkit.core.errors import InputError
 from actkit.model import Model
 from actkit.show.graph import groups, split
-from actkit.show.heat_map import MINUS, NONE, PLUS, label
+from actkit.show.heat_map import label
+from actkit.show.style import MINUS, NONE, PLUS
 from actkit.trace import Scores, Task
 from tests.core import tiny
 
@@ -170,7 +171,7 @@ def test_zero_edges_are_left_out_and_none_is_said_so() -> None:
 
 def test_ports_and_groups_are_read_off_the_names() -> None:
     assert split("head 3.5 q") == ("head 3.5", "q") and split("logits") == ("logits", "")
-    assert groups(edges()) == {
+    assert groups(RECEIVERS, SENDERS) == {
         "kv 0.0": ["head 0.0", "head 0.1"],
         "kv 0.1": ["head 0.2", "head 0.3"],
     }

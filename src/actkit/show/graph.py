@@ -1,22 +1,14 @@
-"""A circuit as a picture: the strongest edges between heads and MLPs, layer above layer.
-
-Shapes: R receivers, S senders.
-"""
+"""A circuit as a picture: edges between heads and MLPs, layer above layer."""
 
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
 
-from actkit.core.errors import InputError
-from actkit.show.heat_map import INK, LINE, MINUS, PLUS, QUIET, framed
+from actkit.show.heat_map import framed
+from actkit.show.style import GROUND, INK, LINE, MINUS, NODES, PLUS, QUIET
 
-if TYPE_CHECKING:
-    from actkit.trace._scores import Scores
-
-EDGES = ("receiver", "sender")
 WIDTH, ROW, NODE, HEIGHT = 96, 66, 74, 24
 """Pixels: of a column, of a row, and of the box of a node."""
 PORTS = {"q": -22, "k": 0, "v": 22}
@@ -41,23 +33,30 @@ class Edge:
         return f"{self.sender} -> {f'{self.receiver} {self.port}'.strip()}: {self.score:+.4g}"
 
 
-def edges(scores: "Scores", top: int) -> list[Edge]:
-    """Return the strongest edges, zeros left out; q, k and v of a head are ports of one node.
+@dataclass(frozen=True)
+class Circuit:
+    """Edges between parts of a network, and what is written above them.
 
-    Raises:
-        InputError: The scores are not of edges, or `top` is no positive number.
+    Attributes:
+        edges: Those that are drawn, strongest first.
+        receivers: Names of all that an edge may enter: "head 3.5 q", "kv 3.1 k", "mlp 2", "logits".
+        senders: Names of all that an edge may leave: "input", "head 3.5", "mlp 2".
+        title: What is shown.
+        subtitle: Where the scores come from, and their unit.
     """
-    if scores.axes != EDGES:
-        raise InputError(f"a circuit needs scores with axes {EDGES}, got {scores.axes}")
-    if top < 1:
-        raise InputError(f"a circuit needs at least one edge, got top={top}")
-    found = []
-    for receiver, sender in scores.ranked()[:top]:
-        score = float(scores.values[receiver, sender])
-        if score:
-            node, port = split(scores.names[0][receiver])
-            found.append(Edge(scores.names[1][sender], node, port, score))
-    return found
+
+    edges: Sequence[Edge]
+    receivers: Sequence[str]
+    senders: Sequence[str]
+    title: str = ""
+    subtitle: str = ""
+
+    @property
+    def last_layer(self) -> int:
+        """Return the index of the last block that a name is of, -1 if there is none."""
+        names = (*self.receivers, *self.senders)
+        found = (_PLACE.match(split(name)[0]) for name in names)
+        return max((int(met["layer"]) for met in found if met), default=-1)
 
 
 def split(receiver: str) -> tuple[str, str]:
@@ -82,12 +81,17 @@ def place(node: str, last: int) -> tuple[int, int, int]:
     return int(found["layer"]), _RANK[found["kind"]], int(found["index"] or 0)
 
 
-def groups(scores: "Scores") -> dict[str, list[str]]:
-    """Return the query heads that share each key-value head's keys and values, by their names."""
+def groups(receivers: Sequence[str], senders: Sequence[str]) -> dict[str, list[str]]:
+    """Return the query heads that share each key-value head's keys and values, by their names.
+
+    Example:
+        >>> groups(["kv 0.0 k", "logits"], ["input", "head 0.0", "head 0.1"])
+        {'kv 0.0': ['head 0.0', 'head 0.1']}
+    """
     heads, shared = defaultdict[int, list[str]](list), defaultdict[int, list[str]](list)
     for names, pattern, found in (
-        (scores.names[1], r"head (\d+)\.\d+$", heads),
-        (dict.fromkeys(split(n)[0] for n in scores.names[0]), r"(?:kv|group) (\d+)\.\d+$", shared),
+        (senders, r"head (\d+)\.\d+$", heads),
+        (dict.fromkeys(split(name)[0] for name in receivers), r"(?:kv|group) (\d+)\.\d+$", shared),
     ):
         for name in names:
             if met := re.match(pattern, name):
@@ -99,16 +103,17 @@ def groups(scores: "Scores") -> dict[str, list[str]]:
     }
 
 
-def circuit_svg(scores: "Scores", top: int = 40) -> str:
-    """Return the strongest edges as SVG: width is the size of a score, colour its sign.
+def circuit_svg(circuit: Circuit) -> str:
+    """Return a circuit as SVG: an edge's width is the size of its score, its colour the sign.
 
     Only nodes that an edge touches are drawn; time runs upwards. A dashed line joins a key-value
     head to those heads drawn that read with its keys and values.
     """
-    drawn = edges(scores, top)
+    drawn, last = circuit.edges, circuit.last_layer
     nodes = list(dict.fromkeys(n for e in drawn for n in (e.sender, e.receiver)))
-    shares = [(k, h) for k, own in groups(scores).items() for h in own if {k, h} <= {*nodes}]
-    at = _laid_out(nodes, [*((e.sender, e.receiver) for e in drawn), *shares], scores)
+    shared = groups(circuit.receivers, circuit.senders)
+    shares = [(k, h) for k, own in shared.items() for h in own if {k, h} <= {*nodes}]
+    at = _laid_out(nodes, [*((e.sender, e.receiver) for e in drawn), *shares], last)
     largest = max((abs(e.score) for e in drawn), default=1.0)
     width = max([520.0, *(x + NODE for x, _ in at.values())])
     height = max([_TOP + 40.0, *(y + HEIGHT + 46 for _, y in at.values())])
@@ -131,20 +136,15 @@ def circuit_svg(scores: "Scores", top: int = 40) -> str:
             f'<text x="{x + PORTS[port] + 4:g}" y="{y + HEIGHT / 2 + 10:g}" '
             f'font-size="10" fill="{QUIET}">{port}</text>'
         )
-    return framed(
-        width,
-        height,
-        scores,
-        [*_layers(at, scores, width), *lines, *boxes, *_legend(drawn, largest, height)],
-    )
+    shapes = [*_layers(at, last, width), *lines, *boxes, *_legend(drawn, largest, height)]
+    return framed(width, height, circuit.title, circuit.subtitle, shapes)
 
 
 def _laid_out(
-    nodes: Sequence[str], joined: Sequence[tuple[str, str]], scores: "Scores"
+    nodes: Sequence[str], joined: Sequence[tuple[str, str]], last: int
 ) -> dict[str, tuple[float, float]]:
     """Return the centre of each node: rows by depth, in them near the nodes they are joined to."""
     rows = defaultdict[tuple[int, int], list[str]](list)
-    last = last_layer(scores)
     for node in sorted(nodes, key=lambda n: place(n, last)):
         rows[place(node, last)[:2]].append(node)
     beside = defaultdict[str, list[str]](list)
@@ -186,9 +186,7 @@ def _path(start: tuple[float, float], end: tuple[float, float], port: str = "") 
 
 def _box(node: str, x: float, y: float) -> str:
     kind = node.partition(" ")[0]
-    fill = {"head": "#eaf0f9", "kv": "#f3edf8", "group": "#f3edf8", "mlp": "#eef5f0"}.get(
-        kind, "#f4f6f9"
-    )
+    fill = NODES.get(kind, GROUND)
     return (
         f'<g><rect x="{x - NODE / 2:g}" y="{y - HEIGHT / 2:g}" width="{NODE}" height="{HEIGHT}" '
         f'rx="{3 if kind == "mlp" else HEIGHT / 2:g}" fill="{fill}" stroke="{INK}" '
@@ -197,9 +195,9 @@ def _box(node: str, x: float, y: float) -> str:
     )
 
 
-def _layers(at: Mapping[str, tuple[float, float]], scores: "Scores", width: float) -> list[str]:
+def _layers(at: Mapping[str, tuple[float, float]], last: int, width: float) -> list[str]:
     """Return the names of the layers on the left, with a line below each."""
-    last, rows = last_layer(scores), defaultdict[int, list[float]](list)
+    rows = defaultdict[int, list[float]](list)
     for node, (_, y) in at.items():
         rows[place(node, last)[0]].append(y)
     return [
@@ -223,9 +221,3 @@ def _legend(drawn: Sequence[Edge], largest: float, height: float) -> list[str]:
         f'<text x="214" y="{y:g}" fill="{QUIET}">{len(drawn)} edges, upwards; the widest is '
         f"{largest:.3g}</text>"
     ]
-
-
-def last_layer(scores: "Scores") -> int:
-    """Return the index of the last block that has a name."""
-    found = (_PLACE.match(split(name)[0]) for names in scores.names for name in names)
-    return max((int(met["layer"]) for met in found if met), default=-1)

@@ -1,37 +1,57 @@
-"""Maps of scores: a figure of plotly's, or plain SVG, with signed colours around zero.
+"""Maps of numbers: a figure of plotly's, or plain SVG, with signed colours around zero.
 
 Shapes: Y rows, X columns.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from actkit.core.errors import InputError
 from actkit.core.writing import write_text
+from actkit.show.style import FONT, INK, LINE, MINUS, NONE, PAPER, PLUS, QUIET, ZERO
 
-if TYPE_CHECKING:
-    from actkit.trace._scores import Scores
-
-INK, QUIET, LINE, PAPER, NONE = "#1c2330", "#5b6472", "#dfe3ea", "#ffffff", "#eceff4"
-MINUS, ZERO, PLUS = "#d1603d", "#ffffff", "#2457a6"
-"""Colours of negative scores, of zero and of positive ones; `NONE` is where there is no score."""
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 MOST_CELLS = 20_000
 """Most cells of a map as SVG; more of them no reader could tell apart."""
 _LONGEST, _MOST_TICKS, _TOP = 14, 40, 64
 
 
-def figure(scores: "Scores") -> Any:
-    """Return the map as a figure of plotly's: layers upwards, tokens, heads or senders across."""
+@dataclass(frozen=True, eq=False)
+class HeatMap:
+    """Numbers along one axis or two, and what is written around them.
+
+    Attributes:
+        values: (Y,) or (Y, X); NaN where there is none. Y goes upwards, X across.
+        names: What the entries along each axis are called.
+        axes: What the axes are: "layer", "head", "position".
+        title: What is shown.
+        subtitle: Where the numbers come from, and their unit.
+        column: What the one column is called where there is one axis.
+    """
+
+    values: Tensor
+    names: Sequence[Sequence[str]]
+    axes: Sequence[str]
+    title: str = ""
+    subtitle: str = ""
+    column: str = ""
+
+
+def figure(heat: HeatMap) -> Any:
+    """Return the map as a figure of plotly's.
+
+    Raises:
+        InputError: There are more than two axes, or one has no entry.
+    """
     import plotly.graph_objects as go
 
-    z_YX, up, across = _grid(scores)
+    z_YX, up, across = _grid(heat)
     size = _size(z_YX)
     plot = go.Figure()
     plot.add_heatmap(
@@ -51,7 +71,7 @@ def figure(scores: "Scores") -> Any:
         plot_bgcolor=NONE,
         font={"family": FONT, "color": INK, "size": 13},
         title={
-            "text": f"<b>{escape(title(scores))}</b><br><sub>{escape(subtitle(scores))}</sub>",
+            "text": f"<b>{escape(heat.title)}</b><br><sub>{escape(heat.subtitle)}</sub>",
             "x": 0,
             "xref": "paper",
             "font": {"size": 17},
@@ -78,9 +98,13 @@ def figure(scores: "Scores") -> Any:
     return plot
 
 
-def svg(scores: "Scores") -> str:
-    """Return the map as SVG text, to be opened, printed or set into a page."""
-    z_YX, up, across = _grid(scores)
+def svg(heat: HeatMap) -> str:
+    """Return the map as SVG text, to be opened, printed or set into a page.
+
+    Raises:
+        InputError: There are more than two axes, or more cells than can be told apart.
+    """
+    z_YX, up, across = _grid(heat)
     rows, columns = z_YX.shape
     if rows * columns > MOST_CELLS:
         raise InputError(
@@ -109,7 +133,7 @@ def svg(scores: "Scores") -> str:
         f'height="{high * rows + 1.5:g}" fill="none" stroke="{LINE}"/>'
     )
     shapes = [outline, *cells, *beside, *below, _bar(right + 22, size)]
-    return framed(right + 110, bottom + deep + 40, scores, shapes)
+    return framed(right + 110, bottom + deep + 40, heat.title, heat.subtitle, shapes)
 
 
 def _below(across: "_Axis", left: float, wide: float, bottom: float) -> tuple[list[str], float]:
@@ -126,46 +150,37 @@ def _below(across: "_Axis", left: float, wide: float, bottom: float) -> tuple[li
     return named, deep
 
 
-def framed(width: float, height: float, scores: "Scores", shapes: Sequence[str]) -> str:
-    """Return shapes as an SVG picture with the scores' title, at least as wide as that."""
-    width = max(width, 8.4 * len(title(scores)) + 40, 6.2 * len(subtitle(scores)) + 40)
+def framed(width: float, height: float, title: str, subtitle: str, shapes: Sequence[str]) -> str:
+    """Return shapes as an SVG picture with a title, at least as wide as that."""
+    width = max(width, 8.4 * len(title) + 40, 6.2 * len(subtitle) + 40)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
         f'width="{width:g}" height="{height:g}" font-family="{escape(FONT)}" font-size="12" '
-        f'fill="{INK}" role="img"><title>{escape(title(scores))}</title>\n'
+        f'fill="{INK}" role="img"><title>{escape(title)}</title>\n'
         f'<rect width="100%" height="100%" fill="{PAPER}"/>\n'
-        f'<text x="14" y="26" font-size="16" font-weight="600">{escape(title(scores))}</text>\n'
-        f'<text x="14" y="46" fill="{QUIET}">{escape(subtitle(scores))}</text>\n'
+        f'<text x="14" y="26" font-size="16" font-weight="600">{escape(title)}</text>\n'
+        f'<text x="14" y="46" fill="{QUIET}">{escape(subtitle)}</text>\n'
         + "\n".join(shapes)
         + "\n</svg>\n"
     )
 
 
-def write(scores: "Scores", path: str | PathLike[str]) -> Any:
-    """Write the map by the path's suffix, .html or .svg; return the figure."""
+def write(heat: HeatMap, path: str | PathLike[str]) -> Any:
+    """Write the map by the path's suffix, .html or .svg; return the figure.
+
+    Raises:
+        InputError: The map cannot be drawn, or the suffix is another one.
+        DataError: The file cannot be written.
+    """
     path = Path(path)
     if path.suffix not in (".html", ".svg"):
         raise InputError(f"a picture is written as .html or .svg, got {path.name!r}")
-    plot = figure(scores)
+    plot = figure(heat)
     if path.suffix == ".svg":
-        write_text(path, svg(scores))
+        write_text(path, svg(heat))
     else:
         write_text(path, plot.to_html(include_plotlyjs=True))
     return plot
-
-
-def title(scores: "Scores") -> str:
-    """Return what was scored on what, and what is told apart."""
-    parts = scores.parts or "scores"
-    if scores.axes != ("receiver", "sender") and " by " not in parts:
-        parts = f"{parts} by {' and '.join(scores.axes)}"
-    told = f"{scores.task}: {parts}" if scores.task else parts
-    return told[:1].upper() + told[1:]
-
-
-def subtitle(scores: "Scores") -> str:
-    """Return who scored it, and in which unit."""
-    return ", ".join(filter(None, [scores.method, _unit(scores)]))
 
 
 def label(name: str) -> str:
@@ -199,36 +214,30 @@ class _Axis:
         return list(range(0, len(self.labels), nice))
 
 
-def _grid(scores: "Scores") -> tuple[Tensor, _Axis, _Axis]:
+def _grid(heat: HeatMap) -> tuple[Tensor, _Axis, _Axis]:
     """Return (Y, X) values and their axes; of one axis alone a map of one column."""
-    z = scores.values
+    z, axes, names = heat.values, heat.axes, heat.names
     if z.dim() == 1:
-        return z[:, None], _Axis(scores.axes[0], scores.names[0]), _Axis("", [scores.parts])
+        return z[:, None], _Axis(axes[0], names[0]), _Axis("", [heat.column])
     if z.dim() != 2 or not z.numel():
-        raise InputError(
-            f"a map shows two axes with entries, got {scores.axes} of shape {tuple(z.shape)}"
-        )
-    return z, _Axis(scores.axes[0], scores.names[0]), _Axis(scores.axes[1], scores.names[1])
+        raise InputError(f"a map shows two axes with entries, got {axes} of shape {tuple(z.shape)}")
+    return z, _Axis(axes[0], names[0]), _Axis(axes[1], names[1])
 
 
 def _size(z: Tensor) -> float:
-    """Return the largest size of a finite score, 1 if all are zero."""
+    """Return the largest size of a finite number, 1 if all are zero."""
     finite = z[z.isfinite()]
     return float(finite.abs().max()) or 1.0 if finite.numel() else 1.0
 
 
 def _colour(value: float, size: float) -> str:
-    """Return the colour of one score: white at zero, full at `size` and beyond."""
+    """Return the colour of one number: white at zero, full at `size` and beyond."""
     if math.isnan(value):
         return NONE
     share = max(-1.0, min(1.0, value / size))
     end = PLUS if share > 0 else MINUS
     mixed = (round(255 + abs(share) * (int(end[i : i + 2], 16) - 255)) for i in (1, 3, 5))
     return "#" + "".join(f"{c:02x}" for c in mixed)
-
-
-def _unit(scores: "Scores") -> str:
-    return scores.unit or "score"
 
 
 def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:

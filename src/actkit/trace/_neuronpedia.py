@@ -7,6 +7,7 @@ the answer, the target. Heads that share a key-value head receive what enters it
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,26 +16,35 @@ from actkit.core.as_json import as_json
 from actkit.core.errors import InputError
 from actkit.core.provenance import stamp
 from actkit.core.run.token_labels import token_label
-from actkit.show.graph import edges, groups, last_layer, place
+from actkit.show.graph import Circuit, groups, place
 
 if TYPE_CHECKING:
-    from actkit.trace._scores import Scores
     from actkit.trace._task import Trial
 
 HEAD, MLP = 1, 1000
 """The rank of heads within a layer, and the feature index of an MLP, above that of any head."""
 
 
-def graph_json(scores: "Scores", trial: "Trial | None", top: int, slug: str) -> str:
-    """Return the JSON text of the strongest edges."""
+def graph_json(circuit: Circuit, trial: "Trial | None", slug: str, about: Mapping[str, str]) -> str:
+    """Return the JSON text of a circuit's edges.
+
+    Args:
+        circuit: The edges.
+        trial: What was scored, for its tokens and its answer; None if that is not known.
+        slug: The graph's short name.
+        about: How the edges were scored: "method", "task" and "unit".
+
+    Raises:
+        InputError: A node is of another kind.
+    """
     tokens = ["input"] if trial is None else trial.words
     links: dict[tuple[str, str], float] = defaultdict(float)
-    shared = groups(scores)
-    for edge in edges(scores, top):
+    shared = groups(circuit.receivers, circuit.senders)
+    for edge in circuit.edges:
         receivers = shared.get(edge.receiver, [edge.receiver])
         for receiver in receivers:
             links[edge.sender, receiver] += edge.score / len(receivers)
-    last = last_layer(scores)
+    last = circuit.last_layer
     names = {"input", "logits", *(name for pair in links for name in pair)}
     ordered = sorted(names, key=lambda name: place(name, last))
     if unknown := [name for name in ordered if place(name, last)[0] > last and name != "logits"]:
@@ -45,15 +55,10 @@ def graph_json(scores: "Scores", trial: "Trial | None", top: int, slug: str) -> 
         "scan": "actkit" if trial is None else trial.model.name,
         "transcoder_list": [],
         "prompt_tokens": tokens,
-        "prompt": scores.task if trial is None else trial.prompt(0),
+        "prompt": about["task"] if trial is None else trial.prompt(0),
         "node_threshold": None,
         "schema_version": 1,
-        "info": {
-            "method": scores.method,
-            "task": scores.task,
-            "unit": scores.unit,
-            **stamp(None if trial is None else trial.model),
-        },
+        "info": {**about, **stamp(None if trial is None else trial.model)},
     }
     asked = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
     found = [

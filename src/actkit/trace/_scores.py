@@ -12,10 +12,14 @@ from torch import Tensor
 from actkit.core.as_json import as_json
 from actkit.core.errors import InputError
 from actkit.core.writing import write_text
-from actkit.show.heat_map import label
+from actkit.show.heat_map import HeatMap, label
 
 if TYPE_CHECKING:
+    from actkit.show.graph import Circuit
     from actkit.trace._task import Trial
+
+EDGES = ("receiver", "sender")
+"""The axes of scores of edges."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +85,7 @@ class Scores:
 
     def name(self, index: tuple[int, ...]) -> str:
         """Return the name of one entry: "layer 3, head 5", "position 4 Mary", "mlp 2 -> logits"."""
-        if self.axes == ("receiver", "sender"):
+        if self.axes == EDGES:
             return f"{self.names[1][index[1]]} -> {self.names[0][index[0]]}"
         told = zip(self.axes, self.names, index, strict=True)
         return ", ".join(_spoken(axis, str(names[i]), i) for axis, names, i in told)
@@ -109,9 +113,9 @@ class Scores:
             InputError: There are more than two axes, or the suffix is another one.
             DataError: The file cannot be written.
         """
-        from actkit.show import heat_map as _pictures
+        from actkit.show.heat_map import figure, write
 
-        return _pictures.figure(self) if path is None else _pictures.write(self, path)
+        return figure(self._map()) if path is None else write(self._map(), path)
 
     @overload
     def circuit(self, path: None = None, top: int = 40) -> str: ...
@@ -133,7 +137,7 @@ class Scores:
         """
         from actkit.show.graph import circuit_svg
 
-        return _written(circuit_svg(self, top), path)
+        return _written(circuit_svg(self._circuit(top)), path)
 
     @overload
     def to_html(self, path: None = None, top: int = 20) -> str: ...
@@ -154,7 +158,9 @@ class Scores:
         """
         from actkit.trace._scores_page import page
 
-        return _written(page(self, top), path)
+        drawn = self._circuit(2 * top) if self.axes == EDGES else self._map()
+        facts = {**self._about(), "seconds": f"{self.seconds:.1f}", **self.facts}
+        return _written(page(drawn, self.top(top), self.unit, self.report, facts), path)
 
     @overload
     def to_neuronpedia(
@@ -196,7 +202,55 @@ class Scores:
         """
         from actkit.trace._neuronpedia import graph_json
 
-        return _written(graph_json(self, trial, top, slug), path)
+        about = {"method": self.method, "task": self.task, "unit": self.unit}
+        return _written(graph_json(self._circuit(top), trial, slug, about), path)
+
+    def _map(self) -> HeatMap:
+        """Return the scores as a map."""
+        title, subtitle = self._titles()
+        return HeatMap(self.values, self.names, self.axes, title, subtitle, self.parts)
+
+    def _circuit(self, top: int) -> "Circuit":
+        """Return the strongest edges, zeros left out.
+
+        Raises:
+            InputError: The scores are not of edges, or `top` is no positive number.
+        """
+        from actkit.show.graph import Circuit, Edge, split
+
+        if self.axes != EDGES:
+            raise InputError(f"a circuit needs scores with axes {EDGES}, got {self.axes}")
+        if top < 1:
+            raise InputError(f"a circuit needs at least one edge, got top={top}")
+        receivers, senders = self.names
+        edges = [
+            Edge(senders[sender], *split(receivers[receiver]), score)
+            for receiver, sender in self.ranked()[:top]
+            if (score := float(self.values[receiver, sender]))
+        ]
+        return Circuit(edges, receivers, senders, *self._titles())
+
+    def _titles(self) -> tuple[str, str]:
+        """Return what was scored on what, and who scored it in which unit."""
+        parts = self.parts or "scores"
+        if self.axes != EDGES and " by " not in parts:
+            parts = f"{parts} by {' and '.join(self.axes)}"
+        told = f"{self.task}: {parts}" if self.task else parts
+        scored = ", ".join(filter(None, [self.method, self.unit or "score"]))
+        return told[:1].upper() + told[1:], scored
+
+    def _about(self) -> dict[str, str]:
+        """Return what was asked and what was found, in words."""
+        sizes = (f"{len(n)} {a}s" for a, n in zip(self.axes, self.names, strict=True))
+        known = int(self.values.isfinite().sum())
+        return {
+            "method": self.method,
+            "task": self.task,
+            "parts": self.parts,
+            "unit": self.unit,
+            "axes": " x ".join(sizes),
+            "entries": f"{known} of {self.values.numel()} have a score",
+        }
 
 
 def _spoken(axis: str, name: str, index: int) -> str:
