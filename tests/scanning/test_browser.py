@@ -54,9 +54,14 @@ def browser() -> Iterator[Any]:
 def scanned() -> Report:
     """Return a scan of a tiny language model."""
     texts = [" ".join(f"w{(7 * i + j * j) % 88 + 1}" for j in range(23 + i)) for i in range(20)]
-    return ak.scan(tiny.model(), texts)
+    return ak.scan(tiny.model(), texts, questions=ASKED)
 
 
+ASKED = [
+    "size", "sparsity", "massive", "spectrum", "sinks",
+    "first_token", "voids", "dynamics", "neurons", "needed",
+]  # fmt: skip
+"""The questions whose points are counted."""
 REPORTS = {"scan": scanned, "made": made.report}
 POINTS = {
     # three layers times the lines of each figure, those of the untrained copy too; 1 is a map

@@ -14,14 +14,21 @@ from actkit.core.errors import InputError, ModelError
 from actkit.model import Model
 from actkit.opening.untrained import untrained
 from actkit.scanning.answer import Page
+from actkit.scanning.questions import QUESTIONS
 from actkit.scanning.report import Report
 from tests.core import tiny
 from tests.scanning.planted import Times, axes, chain
 
-PLAIN = ["size", "sparsity", "massive", "spectrum"]
-KEYS = [*PLAIN, "sinks", "first_token", "voids", "dynamics"]
+
+def asked_at(*kinds: str) -> list[str]:
+    """Return the questions that are asked of kinds of sites."""
+    return [q.key for q in QUESTIONS if q.kind in kinds]
+
+
+PLAIN = asked_at("stream", "hidden")
+KEYS = asked_at("stream", "hidden", "attention", "heads", "path")
 """What is asked of every network that a table knows."""
-DEEP = [*KEYS, "neurons", "needed"]
+DEEP = [q.key for q in QUESTIONS]
 """What is asked of a decoder with gated MLPs."""
 TEXTS = [" ".join(f"w{(7 * i + j * j) % 88 + 1}" for j in range(23 + i)) for i in range(20)]
 

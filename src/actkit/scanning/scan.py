@@ -66,11 +66,10 @@ def scan(
         return _Subject(network, data, num_tokens, wanted, settings)
 
     main = subject(model, asked)
-    subjects, missing = {model.name: main}, "not asked for"
-    if control:
-        fresh, missing = _control(model, once)
-        if fresh is not None:
-            subjects[CONTROL] = subject(fresh, [q for q in asked if q.control])
+    subjects = {model.name: main}
+    fresh, missing = _control(model, once) if control else (None, "not asked for")
+    if fresh is not None:
+        subjects[CONTROL] = subject(fresh, [q for q in asked if q.control])
     if against is not None:
         name = against.name if against.name not in subjects else f"{against.name} (against)"
         subjects[name] = subject(against, asked)
@@ -83,13 +82,23 @@ def scan(
         for q in asked
         if q.key in read
     )
-    about = {"data": main.data_read(), **facts}
-    if missing:
-        about["control"] = missing
-    if against is not None:
-        about["against"] = stamp(against)
+    about = {"data": main.data_read(), **facts, **_others(missing, against)}
+    return Report(_title(model, against), about, pages)
+
+
+def _title(model: Model, against: Model | None) -> str:
     versus = "" if against is None else f" and those of {against.name}"
-    return Report(f"{model.name}: what its activations do{versus}", about, pages)
+    return f"{model.name}: what its activations do{versus}"
+
+
+def _others(missing: str, against: Model | None) -> dict[str, Any]:
+    """Return what is known of the networks beside the scanned one."""
+    found: dict[str, Any] = {}
+    if missing:
+        found["control"] = missing
+    if against is not None:
+        found["against"] = stamp(against)
+    return found
 
 
 def check_scan(questions: Iterable[str] | None, engine: Any = "local") -> None:
@@ -129,6 +138,7 @@ class _Subject:
         settings: Mapping[str, Any],
     ) -> None:
         """Run the data through the network, then measure what is not read on the way."""
+        self._model = model
         self.feed = Feed(model, data, num_tokens, settings.get("batch_size", BATCH))
         stacks = {layers.name: layers for layers in find_layers(model)}
         reached = self.feed.reached(list(stacks))
@@ -137,18 +147,34 @@ class _Subject:
         held = self.feed.kind == "tokens" or settings.get("engine", "local") != "local"
         given = list(self.feed) if held else self.feed
         pairs = [(q, stacks[n]) for n in reached for q in asked if stacks[n].of(q.kind)]
-        wanted, places = _wanted([(q, layers) for q, layers in pairs if q.measure is None])
+        self.read: dict[str, dict[str, Seen]] = {name: {} for name in reached}
+        self._stream([(q, layers) for q, layers in pairs if q.measure is None], given, settings)
+        if isinstance(given, list) and kind_of(model) == LANGUAGE:
+            self._measure([(q, layers) for q, layers in pairs if q.measure is not None], given)
+
+    def _stream(
+        self,
+        pairs: Sequence[tuple[Question, Layers]],
+        given: Iterable[Any],
+        settings: Mapping[str, Any],
+    ) -> None:
+        """Read on the way, all questions in one pass."""
+        model, (wanted, places) = self._model, _wanted(pairs)
         fed = model.observe(given, wanted, **settings) if wanted else {}
         decode = None if model.tokenizer is None else partial(token_label, model.tokenizer)
-        self.read: dict[str, dict[str, Seen]] = {name: {} for name in reached}
         for question, layers in pairs:
-            if question.measure is None:
-                results = [fed[key][i].result() for key, i in places[question.key, layers.name]]
-                seen = Seen(layers, question.kind, results, decode)
-            elif isinstance(given, list) and kind_of(model) == LANGUAGE:
-                seen = _measured(question, layers, model, given)
-            else:
-                continue
+            results = [fed[key][i].result() for key, i in places[question.key, layers.name]]
+            seen = Seen(layers, question.kind, results, decode)
+            self.read[layers.name][question.key] = seen
+
+    def _measure(self, pairs: Sequence[tuple[Question, Layers]], samples: list[Any]) -> None:
+        """Measure what is not read on the way; a refusal is told on the page."""
+        for question, layers in pairs:
+            measure: Any = question.measure
+            try:
+                seen = Seen(layers, question.kind, measure(self._model, samples))
+            except (InputError, SiteError) as error:
+                seen = Seen(layers, question.kind, [], reason=str(error))
             self.read[layers.name][question.key] = seen
 
     def data_read(self) -> str:
@@ -160,15 +186,6 @@ class _Subject:
     def texts(self) -> bool:
         """Return whether texts were read."""
         return self.feed.kind != "images"
-
-
-def _measured(question: Question, layers: Layers, model: Model, samples: list[Any]) -> Seen:
-    """Measure what is not read on the way; a refusal is told on the page."""
-    measure: Any = question.measure
-    try:
-        return Seen(layers, question.kind, measure(model, samples))
-    except (InputError, SiteError) as error:
-        return Seen(layers, question.kind, [], reason=str(error))
 
 
 def unread(model: Model) -> dict[str, dict[Any, list[Any]]]:

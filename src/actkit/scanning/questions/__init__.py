@@ -21,7 +21,7 @@ def find_questions() -> tuple[Question, ...]:
         each = [getattr(question, what) for question in asked]
         twice = sorted({value for value in each if each.count(value) > 1})
         if twice:
-            raise ValueError(f"questions of a scan have a {what} each, got {twice[0]} twice")
+            raise ValueError(f"every question needs its own {what}, got {twice[0]} twice")
     return tuple(sorted(asked, key=lambda question: question.order))
 
 

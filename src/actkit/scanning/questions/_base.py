@@ -86,7 +86,7 @@ class Question:
     """A question, what is read to answer it, and how the answer is told.
 
     Attributes:
-        order: Its place among the questions; no two have one place.
+        order: Its place among the questions, in steps of ten; no two have one place.
         key: Short name, which finds its reference number in `usual.json` too.
         text: What a person would ask.
         kind: The sites that it is asked of; see `Layers.keys`.

@@ -46,7 +46,7 @@ def value(results: Sequence[StreamDynamicsResult]) -> float:
 
 
 QUESTION = Question(
-    order=8,
+    order=80,
     key="dynamics",
     text="How does the stream move?",
     kind="path",

@@ -57,7 +57,7 @@ def value(results: Sequence[ExtremeTokensResult]) -> float:
 
 
 QUESTION = Question(
-    order=6,
+    order=60,
     key="first_token",
     text="Which heads rest on the first token?",
     kind="heads",

@@ -63,7 +63,7 @@ def value(results: Sequence[MassiveResult]) -> float:
 
 
 QUESTION = Question(
-    order=3,
+    order=30,
     key="massive",
     text="Which units dominate?",
     kind="stream",

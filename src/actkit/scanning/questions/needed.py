@@ -56,7 +56,7 @@ def _measure(model: Model, samples: Sequence[Any]) -> list[PplSparsity]:
 
 
 QUESTION = Question(
-    order=10,
+    order=100,
     key="needed",
     text="How many neurons are needed?",
     kind="neurons",

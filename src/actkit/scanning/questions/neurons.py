@@ -62,7 +62,7 @@ def _measure(model: Model, _: Sequence[Any]) -> list[NeuronClasses]:
 
 
 QUESTION = Question(
-    order=9,
+    order=90,
     key="neurons",
     text="What do neurons write?",
     kind="gates",

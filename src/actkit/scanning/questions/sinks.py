@@ -51,7 +51,7 @@ def value(results: Sequence[SinksResult]) -> float:
 
 
 QUESTION = Question(
-    order=5,
+    order=50,
     key="sinks",
     text="Where does attention rest?",
     kind="attention",

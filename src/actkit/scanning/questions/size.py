@@ -70,7 +70,7 @@ def value(results: Sequence[MomentsResult]) -> float:
 
 
 QUESTION = Question(
-    order=1,
+    order=10,
     key="size",
     text="How big are activations?",
     kind="stream",

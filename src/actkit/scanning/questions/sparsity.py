@@ -62,7 +62,7 @@ def _dead(names: Sequence[str], dead: Sequence[int], num_units: int, level: floa
 
 
 QUESTION = Question(
-    order=2,
+    order=20,
     key="sparsity",
     text="How sparse are they?",
     kind="hidden",

@@ -75,7 +75,7 @@ def _span(numbers: Iterable[int]) -> str:
 
 
 QUESTION = Question(
-    order=4,
+    order=40,
     key="spectrum",
     text="How many dimensions are used?",
     kind="stream",

@@ -50,7 +50,7 @@ def _runs(names: Sequence[str], chosen: Sequence[int]) -> str:
 
 
 QUESTION = Question(
-    order=7,
+    order=70,
     key="voids",
     text="Which layers make the state longer?",
     kind="path",
