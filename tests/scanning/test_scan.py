@@ -37,6 +37,12 @@ def page(report: Report, key: str) -> Page:
     return next(p for p in report.pages if p.key == key)
 
 
+def written(report: Report, key: str) -> dict[str, Any]:
+    """Return the numbers of a page as they stand in JSON."""
+    pages: list[dict[str, Any]] = json.loads(report.to_json())["pages"]
+    return next(p["numbers"] for p in pages if p["key"] == key)
+
+
 def values(report: Report, key: str, number: str) -> list[float]:
     """Return one number of all sites of a page, in their order."""
     return [row[number] for row in page(report, key).numbers.values()]
@@ -47,7 +53,7 @@ def test_every_question_has_numbers_findings_a_figure_and_an_answer() -> None:
     assert [p.key for p in report.pages] == DEEP
     assert report.title == "tiny-llama: what its activations do"
     points = {"sparsity": "mlp_hidden", "sinks": "attn_probs"}
-    for found in report.pages[:5]:
+    for found in (page(report, key) for key in asked_at("stream", "hidden", "attention")):
         point = points.get(found.key, "resid_post")
         assert list(found.numbers) == [f"{point}.{i}" for i in range(3)]
     assert list(page(report, "voids").numbers) == ["resid_pre.0 to resid_post.2"]
@@ -56,7 +62,7 @@ def test_every_question_has_numbers_findings_a_figure_and_an_answer() -> None:
         assert {f.x for f in found.figures} == {("0", "1", "2")}
         assert found.answer is not None and found.answer.shown() != "-"
         assert bool(found.figures[0].beside) == (found.key != "needed")
-    assert json.loads(report.to_json())["pages"][4]["numbers"]["attn_probs.0"]["num_rows"] > 0
+    assert written(report, "sinks")["attn_probs.0"]["num_rows"] > 0
 
 
 def test_the_numbers_are_those_of_one_run_over_the_same_tokens() -> None:
@@ -128,8 +134,7 @@ def test_too_little_text_is_told_and_breaks_nothing(texts: list[str], tmp_path: 
     assert page(report, "massive").findings[-1] == (
         f"Only {rows} could be read, too few for firm numbers."
     )
-    found = json.loads(report.to_json())
-    assert found["pages"][4]["numbers"]["attn_probs.0"]["first"] is None
+    assert written(report, "sinks")["attn_probs.0"]["first"] is None
     report.to_html(tmp_path / "index.html")
     report.print()
 
