@@ -155,7 +155,7 @@ REASONS: dict[str, str] = {
         "A try of a module without parameters; it meets nothing."
     ),
     "trace/_robustness.py:rank_correlations": NUMPY,
-    "trace/_scores.py:Scores.ranked": "Scores are kept on the CPU.",
+    "trace/_scores/__init__.py:Scores.ranked": "Scores are kept on the CPU.",
     "trace/circuits/double_dissociation/_selective_neurons.py": NUMPY,
     "trace/_task/__init__.py:Task.__getitem__.pick": INDEX,
     "trace/_task/__init__.py:Trial.prompt": CHECK,

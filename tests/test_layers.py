@@ -49,19 +49,7 @@ KNOTS = {
     "worlds.wiring trace",
 }
 """What is still to be opened."""
-TIED = {
-    ("trace._scores", "show"),
-    ("trace._scores", "trace._neuronpedia"),
-    ("trace._scores", "trace._scores_page"),
-    ("scanning.report", "scanning"),
-}
-"""Imports that close a knot that is still to be opened."""
-STILL_LONELY = {"_neuronpedia", "_scores_page", "_programs"}
-
-
-def tied(found: "Import") -> bool:
-    own, other = (name.removeprefix("actkit.") for name in (found.importer, found.imported))
-    return any(own == a and (other == b or other.startswith(f"{b}.")) for a, b in TIED)
+STILL_LONELY = {"_programs"}
 
 
 class Import(NamedTuple):
@@ -158,7 +146,7 @@ def test_no_two_files_import_each_other() -> None:
     """Imports inside functions and for types alone count, too."""
     graph: dict[str, set[str]] = {}
     for found in imports(SOURCE):
-        if found.importer != found.imported and not tied(found):
+        if found.importer != found.imported:
             graph.setdefault(found.importer, set()).add(found.imported)
     try:
         TopologicalSorter(graph).prepare()

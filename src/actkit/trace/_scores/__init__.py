@@ -156,7 +156,7 @@ class Scores:
         Raises:
             DataError: The file cannot be written.
         """
-        from actkit.trace._scores_page import page
+        from actkit.trace._scores._page import page
 
         drawn = self._circuit(2 * top) if self.axes == EDGES else self._map()
         facts = {**self._about(), "seconds": f"{self.seconds:.1f}", **self.facts}
@@ -200,7 +200,7 @@ class Scores:
             InputError: The scores are of no edges.
             DataError: The file cannot be written.
         """
-        from actkit.trace._neuronpedia import graph_json
+        from actkit.trace._scores._neuronpedia import graph_json
 
         about = {"method": self.method, "task": self.task, "unit": self.unit}
         return _written(graph_json(self._circuit(top), trial, slug, about), path)
