@@ -129,7 +129,6 @@ REASONS: dict[str, str] = {
     "store/_shards.py:as_rows": "A store is on disk: its rows are on the CPU.",
     "store/_view.py:ColumnView.span": "A store is on disk: its rows are on the CPU.",
     "maths/bootstrap.py:resampled_means": STAT,
-    "trace/_causal.py:Causal.task": SEEDED,
     "worlds/chainer.py": WIRED,
     "trace/reasoning/cot_variables/_chains.py:other_values": SEEDED,
     "trace/training/optogenetics/_clamps.py:previous_pattern": EDIT,
@@ -150,6 +149,7 @@ REASONS: dict[str, str] = {
     "worlds/induction_model.py:InductionModel.at": "Its data are drawn on the CPU.",
     "trace/_known_circuit.py": "Compared with scores, which are kept on the CPU.",
     "trace/_latent_values.py:LatentValues.fit": CAST,
+    "worlds/causal.py:Causal.pairs": SEEDED,
     "worlds/programs.py": SEEDED,
     "trace/nodes/relp/_relevance.py:is_activation": (
         "A try of a module without parameters; it meets nothing."

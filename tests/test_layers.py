@@ -45,11 +45,6 @@ WITHIN: dict[str, set[str]] = {
 """What each room may import besides itself."""
 EXCEPTIONS = {("actkit.model", "store"): "Model.harvest is where a store begins."}
 """Imports outwards, inside a function or for types only, each with its reason."""
-KNOTS = {
-    "worlds.wiring trace",
-}
-"""What is still to be opened."""
-STILL_LONELY = {"_programs"}
 
 
 class Import(NamedTuple):
@@ -108,9 +103,6 @@ def wrong(found: Import) -> str | None:
         return _wrong_in_families(found)
     if own == other or other in WITHIN[own]:
         return None
-    room = (*found.imported.split("."), "")[1]
-    if f"{found.importer.removeprefix('actkit.')} {room}" in KNOTS:
-        return None
     if found.lazy and (found.importer, other) in EXCEPTIONS:
         return None
     return f"{found.importer} must not import {found.imported}"
@@ -164,7 +156,7 @@ def test_a_private_file_of_a_family_has_two_users() -> None:
         package, _, file = name.rpartition(".")
         private = layer(name) == "family" and file.startswith("_") and file != "_base"
         known = users.get(name, set()) - {name}
-        if private and len(known) < 2 and known != {package} and file not in STILL_LONELY:
+        if private and len(known) < 2 and known != {package}:
             lonely.append(f"{name} <- {', '.join(known) or 'nobody'}")
     assert lonely == []
 
