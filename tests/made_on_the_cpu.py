@@ -71,7 +71,7 @@ REASONS: dict[str, str] = {
     "read/training/butterfly/_interpolation.py:gap": NUMBERS,
     "read/training/_massive_curve.py:MassiveCurve.at": NUMPY,
     "anatomy/mlp_weights.py:norm_gain": "Only where a norm has no parameters to be beside.",
-    "read/_pairs.py:blocks": "Rows are where the user has them; arrays on the CPU.",
+    "read/_paired_sums.py:blocks": "Rows are where the user has them; arrays on the CPU.",
     "read/streaming/stream_dynamics/_stream_sums.py:StreamSums.add": EMPTY,
     "read/streaming/stream_dynamics/_stream_sums.py:StreamSums.empty": STAT,
     "worlds/task_mixture.py": SEEDED,

@@ -161,6 +161,27 @@ def test_a_private_file_of_a_family_has_two_users() -> None:
     assert lonely == []
 
 
+def test_no_two_public_classes_share_a_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for name, path in modules(SOURCE).items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(name)
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
+
+
+def test_no_two_files_share_a_name() -> None:
+    """But for those of which each family or folder has one; questions are named as their readings."""
+    often = {"_base", "protocol", "_shared", "tasks"}
+    homes: dict[str, list[str]] = {}
+    for name, path in modules(SOURCE).items():
+        apart = (".architectures.", ".tasks.", ".questions.", "actkit.cli.")
+        if path.stem != "__init__" and not any(part in name for part in apart):
+            homes.setdefault(name.rpartition(".")[2], []).append(name)
+    twice = {file: where for file, where in homes.items() if len(where) > 1 and file not in often}
+    assert twice == {}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_lists_no_methods(family: str) -> None:
     """A new method adds files and edits none, so `__init__` names private files alone."""

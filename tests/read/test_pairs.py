@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from actkit.core.errors import InputError
-from actkit.read._pairs import BLOCK, Sums, in_step, joint_sums
+from actkit.read._paired_sums import BLOCK, Sums, in_step, joint_sums
 from tests.contract import acts
 
 WIDTHS = (3, 1, 5)

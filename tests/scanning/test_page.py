@@ -7,8 +7,8 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from actkit.scanning.answer import Page
-from actkit.scanning.page import render
 from actkit.scanning.report import Report
+from actkit.scanning.report_page import render
 from actkit.show.style import COLOURS, INK, PAPER, QUIET
 from tests.scanning import made
 

@@ -40,7 +40,7 @@ class Report:
         Raises:
             DataError: The file cannot be written.
         """
-        from actkit.scanning.page import render
+        from actkit.scanning.report_page import render
 
         return write_text(path, render(self.title, self.about, self.pages))
 

@@ -34,7 +34,7 @@ from actkit.core.sites.site import Site
 from actkit.core.sweep.stream import batches, encoded, shared_rows
 from actkit.core.sweep.stream import num_batches as num_batches_of
 from actkit.store._manifest import NAME, Manifest, ShardEntry, begun, changed
-from actkit.store._parts import PART, check_alone, finish, part_name
+from actkit.store._part_folders import PART, check_alone, finish, part_name
 from actkit.store.reader import Store
 from actkit.store.writer import SHARD_BYTES, StoreWriter
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from actkit.core.errors import DamagedError, SiteError, StoreError
 from actkit.core.run.recording import FACTS
 from actkit.store._format import columns_of
-from actkit.store._parts import PART, read_manifests
+from actkit.store._part_folders import PART, read_manifests
 from actkit.store._shards import Shard, Shards, damages
 from actkit.store._shuffle import shuffled
 from actkit.store._view import ColumnView, RowsView

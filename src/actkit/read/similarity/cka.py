@@ -5,7 +5,7 @@ Shapes: N rows, D and E widths.
 
 from actkit.catalog import method
 from actkit.read._base import Similarity
-from actkit.read._pairs import Source, alignment, joint_sums, varied
+from actkit.read._paired_sums import Source, alignment, joint_sums, varied
 
 
 @method(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from actkit.catalog import method
 from actkit.read._base import Statistic
-from actkit.read._pairs import Source, alignment, joint_sums, varied
+from actkit.read._paired_sums import Source, alignment, joint_sums, varied
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.read._base import Similarity
-from actkit.read._pairs import check_rows, varied
+from actkit.read._paired_sums import check_rows, varied
 
 KERNELS = ("linear", "rbf")
 _ROWS = 1024  # of a block of the kernel matrix

@@ -7,7 +7,7 @@ import torch
 
 from actkit.catalog import method
 from actkit.read._base import Similarity
-from actkit.read._pairs import Source, joint_sums, varied
+from actkit.read._paired_sums import Source, joint_sums, varied
 
 
 @method(

@@ -13,7 +13,7 @@ from torch import Tensor
 from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.read._base import Similarity
-from actkit.read._pairs import Source, Sums, blocks, check_rows, in_step, joint_sums, varied
+from actkit.read._paired_sums import Source, Sums, blocks, check_rows, in_step, joint_sums, varied
 
 METRICS = ("correlation", "cosine", "dot", "sqeuclidean")
 _ROUNDING = 1e-12  # a share of its terms below which a variance is the rounding of zero

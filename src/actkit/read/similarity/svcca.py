@@ -9,7 +9,7 @@ from torch import Tensor
 from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.read._base import Similarity
-from actkit.read._pairs import Source, joint_sums
+from actkit.read._paired_sums import Source, joint_sums
 
 _ROUNDING = 1e-13  # a share of the largest variance below which a direction is rounding
 

@@ -15,7 +15,7 @@ from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.run.recording import Rows
 from actkit.read._base import JointReading
-from actkit.read._pairs import Sums, alignment
+from actkit.read._paired_sums import Sums, alignment
 from actkit.read._sums import added, mergeable, usable
 
 

@@ -22,7 +22,7 @@ from actkit.core.run.runner import Names
 from actkit.core.run.token_labels import token_labels
 from actkit.core.sweep.sweep import positions
 from actkit.model import Model
-from actkit.trace._task._pairs import aligned, check_align, check_lengths, lengths, moved_tokens
+from actkit.trace._task._sides import aligned, check_align, check_lengths, lengths, moved_tokens
 
 Fn = Callable[[Tensor], Tensor]
 

@@ -13,14 +13,14 @@ from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.read._base import Statistic
 from actkit.read.information.integration._groups import (
-    Comparison,
+    GroupComparison,
     compare_groups,
     principal_units,
     span_scores,
 )
 
 __all__ = [
-    "Comparison",
+    "GroupComparison",
     "Integration",
     "compare_groups",
     "integration",

@@ -13,7 +13,7 @@ from actkit.core.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class GroupComparison:
     """Whether a score tells two groups of sequences apart.
 
     Attributes:
@@ -93,7 +93,7 @@ def span_scores(
 
 def compare_groups(
     scores_N: Tensor, labels_N: Tensor, num_permutations: int = 999, seed: int = 0
-) -> Comparison:
+) -> GroupComparison:
     """Test whether a score, such as phi, differs between a group of sequences and the others.
 
     Args:
@@ -121,7 +121,7 @@ def compare_groups(
     group_PN = torch.cat([labels_N[None], labels_N[order_PN]]).double()
     auc_P = (group_PN @ rank_N - num_in * (num_in + 1) / 2) / (num_in * (num - num_in))
     far_P = (auc_P - 0.5).abs()
-    return Comparison(float(auc_P[0]), float((far_P >= far_P[0] - 1e-12).double().mean()))
+    return GroupComparison(float(auc_P[0]), float((far_P >= far_P[0] - 1e-12).double().mean()))
 
 
 def _check(sequences: Sequence[Tensor]) -> None:

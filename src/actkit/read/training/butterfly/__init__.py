@@ -16,7 +16,7 @@ from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.model import Model
 from actkit.read._base import Experiment
-from actkit.read._pairs import Sums, alignment
+from actkit.read._paired_sums import Sums, alignment
 from actkit.read.training.butterfly._alignment import ALIGNMENTS, hidden_axes, permuted
 from actkit.read.training.butterfly._interpolation import Gap, Loss, gap, vector
 from actkit.read.training.butterfly._perturbation import Perturbation, trainable
