@@ -29,7 +29,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages."""
     pages = {
-        "contributing.md": (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+        "contributing.md": _contributing(),
         "methods/index.md": _index(),
         **{f"methods/{e.family}/{e.name}.md": _method(e) for e in methods()},
     }
@@ -52,6 +52,11 @@ class Examples(griffe.Extension):
         """Rename the section of one object."""
         if obj.docstring:
             obj.docstring.value = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
+
+
+def _contributing() -> str:
+    """Return CONTRIBUTING.md with links as they are among the pages."""
+    return (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("](docs/", "](")
 
 
 def _index() -> str:

@@ -171,7 +171,7 @@ def test_no_two_public_classes_share_a_name() -> None:
 
 
 def test_no_two_files_share_a_name() -> None:
-    """But for those of which each family or folder has one; questions are named as their readings."""
+    """But for what each family or folder has one of; questions are named as their readings are."""
     often = {"_base", "protocol", "_shared", "tasks"}
     homes: dict[str, list[str]] = {}
     for name, path in modules(SOURCE).items():
