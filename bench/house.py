@@ -132,6 +132,10 @@ def rooms(source: Path) -> dict[str, tuple[int, int]]:
     return dict(found)
 
 
+def _users(graph: dict[str, set[str]], name: str) -> set[str]:
+    return {user for user, targets in graph.items() if name in targets}
+
+
 def ways(source: Path) -> dict[str, list[int]]:
     """Return for each call the files that it runs through, and the pairs of caller and called."""
     done = subprocess.run(
@@ -170,6 +174,9 @@ def main() -> None:
     print(
         f"private files with one importer: {sum(users[n] == 1 for n in private)} of {len(private)}"
     )
+    apart = [n for n in private if not (users[n] == 1 and n.rpartition(".")[0] in _users(graph, n))]
+    lonely = sum(users[n] == 1 for n in apart)
+    print(f"of these not in the folder of their user: {lonely}")
     print(f"private files with none: {sum(users[n] == 0 for n in private)}")
     skips = sum("# fmt: skip" in p.read_text(encoding="utf-8") for p in modules(source).values())
     print(f"files with fmt: skip: {skips}")

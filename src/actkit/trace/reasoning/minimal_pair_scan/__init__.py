@@ -93,14 +93,7 @@ def minimal_pair_scan(
     trial = as_trial(model, task)
     heads, names = as_parts("heads"), [site.name for site in model.sites("attn_probs.*")]
     at = _positions(trial, connective)
-    better = trial.clean_values > trial.corrupt_values
-    if not better.float().mean() > 0.5:
-        warnings.warn(
-            f"the valid sentence is preferred in {int(better.sum())} of {len(trial)} "
-            "pairs only, maps of it mean little",
-            TaskWarning,
-            stacklevel=2,
-        )
+    _warn_of_chance(trial)
     clean, corrupt = trial.record("clean", names), trial.record("corrupt", names)
     z = trial.source("clean", [site.name for site in heads.sites(model)])
     patched_VB = trial.sweep([[swap(p.site, z, p.where)] for p in heads.each(model, 0)])
@@ -115,16 +108,7 @@ def minimal_pair_scan(
         for x in (patched_VB, trial.clean_values, trial.corrupt_values)
     ]
     low, high = interval(recovery(*draws))
-    labels = [[str(i) for i in range(n)] for n in shape]
-    scores = Scores(
-        recovery(*means).float().cpu(),
-        labels,
-        ("layer", "head"),
-        "heads",
-        "minimal_pair_scan",
-        trial.task.name,
-        "share of the gap",
-    )
+    scores = _scores(recovery(*means), trial)
     return MinimalPairScan(
         torch.stack([_to_connective(clean[n], trial, at) for n in names]),
         scores,
@@ -133,6 +117,25 @@ def minimal_pair_scan(
         torch.stack([_distance(clean[n], corrupt[n], trial) for n in names]),
         patched_VB,
     )
+
+
+def _warn_of_chance(trial: Trial) -> None:
+    """Warn where the network does not prefer most of the valid sentences."""
+    better = trial.clean_values > trial.corrupt_values
+    if not better.float().mean() > 0.5:
+        warnings.warn(
+            f"the valid sentence is preferred in {int(better.sum())} of {len(trial)} "
+            "pairs only, maps of it mean little",
+            TaskWarning,
+            stacklevel=3,
+        )
+
+
+def _scores(recovery_LH: Tensor, trial: Trial) -> Scores:
+    """Return the recovery of each head as scores."""
+    labels = [[str(i) for i in range(n)] for n in recovery_LH.shape]
+    values_LH, about = recovery_LH.float().cpu(), (trial.task.name, "share of the gap")
+    return Scores(values_LH, labels, ("layer", "head"), "heads", "minimal_pair_scan", *about)
 
 
 def _positions(trial: Trial, connective: str | int | None) -> Tensor:
