@@ -118,7 +118,7 @@ def test_a_network_that_cannot_go_on_from_a_cache_runs_whole() -> None:
     )
     runs = EdgeRuns(graph, trial)
     whole = EdgeRuns(graph, trial)
-    whole._trunk, whole.position = None, 0
+    whole._base_run, whole.position = None, 0
     clean, corrupt = (m.run(x, record=graph.sites) for x in (CLEAN, CORRUPT))
     whole.corrupt = dict(corrupt)
     whole.change_SBTD = graph.outputs(clean) - graph.outputs(corrupt)

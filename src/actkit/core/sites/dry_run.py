@@ -137,17 +137,17 @@ class Group:
         children: The block's own children, without dropouts.
     """
 
-    def __init__(self, sight: DryRun, indices: Sequence[int]) -> None:
+    def __init__(self, dry_run: DryRun, indices: Sequence[int]) -> None:
         """Look at some blocks of a run."""
-        self.sight, self.indices = sight, tuple(indices)
-        self._paths = [sight.blocks[i] for i in indices]
-        self._inner: Mapping[str, nn.Module] = sight.inner[indices[0]]
-        self.block = sight.network.get_submodule(self._paths[0])
+        self.dry_run, self.indices = dry_run, tuple(indices)
+        self._paths = [dry_run.blocks[i] for i in indices]
+        self._inner: Mapping[str, nn.Module] = dry_run.inner[indices[0]]
+        self.block = dry_run.network.get_submodule(self._paths[0])
         self.children = {p: m for p, m in self._inner.items() if p and "." not in p}
 
     def __call__(self, path: str, side: str) -> Tensor | None:
         """Return what flowed at a path of all these blocks, (L, B, T, ...); None unless in each."""
-        found = [self.sight.value(_path(b, path), side) for b in self._paths]
+        found = [self.dry_run.value(_path(b, path), side) for b in self._paths]
         present = [x for x in found if x is not None]
         if len(present) < len(found) or len({x.shape for x in present}) > 1:
             return None
@@ -170,14 +170,14 @@ class Group:
 
     def mix(self, child: str) -> Tensor | None:
         """Return what the heads of a child made of values, (L, B, H, T, K); None if that varies."""
-        found = [self.sight.mixes(_path(b, child)) for b in self._paths]
+        found = [self.dry_run.mixes(_path(b, child)) for b in self._paths]
         if any(len(m) != 1 for m in found) or len({m[0].shape for m in found}) > 1:
             return None
         return torch.stack([m[0] for m in found])
 
     def overwritten(self, place: Place) -> bool:
         """Say whether the network overwrote what flowed at a place of any block."""
-        return self.sight.overwritten((_path(b, place.path) for b in self._paths), place.side)
+        return self.dry_run.overwritten((_path(b, place.path) for b in self._paths), place.side)
 
 
 def _told(block: nn.Module) -> dict[str, nn.Module]:

@@ -52,20 +52,20 @@ def found_stack(network: nn.Module, blocks: str, number: int) -> Stack:
     Raises:
         ValueError: The blocks hand on no (B, T, D) stream from one to the next.
     """
-    sight = DryRun(network, blocks, number)
-    if sight.again:
+    dry_run = DryRun(network, blocks, number)
+    if dry_run.again:
         raise ValueError("its blocks run more than once in one pass")
-    stream, after = _stream(sight)
-    proposals = [Proposal(g, stream, after) for g in sight.groups()]
-    ends, sizes = _ends(sight, after[-1])
+    stream, after = _stream(dry_run)
+    proposals = [Proposal(g, stream, after) for g in dry_run.groups()]
+    ends, sizes = _ends(dry_run, after[-1])
     sizes |= {"blocks": blocks, "num_blocks": number, "width": stream.shape[-1]}
     parts = [Stack(**(sizes | p.sizes), places=ends | p.places) for p in proposals]
     owners = {i: k for k, p in enumerate(proposals) for i in p.group.indices}
     resting = [i for i in range(number) if i not in owners]
     owners |= dict.fromkeys(resting, len(parts))
     if resting:
-        silent = type(network.get_submodule(sight.blocks[resting[0]])).__name__
-        what = "".join(sight.feed) or "token ids"
+        silent = type(network.get_submodule(dry_run.blocks[resting[0]])).__name__
+        what = "".join(dry_run.feed) or "token ids"
         reason = f"this {silent} does not run where the network reads {what} alone"
         parts.append(Stack(**sizes, places={}, lacks=dict.fromkeys(POINTS, reason)))
     try:
@@ -83,25 +83,25 @@ def found_stack(network: nn.Module, blocks: str, number: int) -> Stack:
     return _joined([*told, *parts[len(told) :]], owners)
 
 
-def _stream(sight: DryRun) -> tuple[Tensor, Tensor]:
+def _stream(dry_run: DryRun) -> tuple[Tensor, Tensor]:
     """Return what the blocks that ran receive and what they return, (L, B, T, D) both."""
-    ran = [sight.blocks[i] for i in sight.ran]
-    sides = [[sight.value(b, side) for b in ran] for side in ("in", "out")]
+    ran = [dry_run.blocks[i] for i in dry_run.ran]
+    sides = [[dry_run.value(b, side) for b in ran] for side in ("in", "out")]
     known = [[x for x in side if x is not None] for side in sides]
-    most_ran = 2 * len(ran) > len(sight.blocks)
-    if most_ran and all(_fits_stream(sight, side, len(ran)) for side in known):
+    most_ran = 2 * len(ran) > len(dry_run.blocks)
+    if most_ran and all(_fits_stream(dry_run, side, len(ran)) for side in known):
         stream, after = (torch.stack(side) for side in known)
         if same(stream[1:], after[:-1]):
-            _check_axes(sight, stream, after)
+            _check_axes(dry_run, stream, after)
             return stream, after
     shapes = ", ".join(dict.fromkeys(str(tuple(x.shape)) for x in known[1])) or "no tensor"
     raise ValueError(
         f"its blocks hand on no (batch, token, width) stream: they return {shapes} where "
-        f"{tuple(sight.read.shape)} was read"
+        f"{tuple(dry_run.read.shape)} was read"
     )
 
 
-def _fits_stream(sight: DryRun, values: list[Tensor], number: int) -> bool:
+def _fits_stream(dry_run: DryRun, values: list[Tensor], number: int) -> bool:
     """Say whether as many values are (B, T, D) of one shape, with the rows that were read."""
     if len(values) != number:
         return False
@@ -110,63 +110,63 @@ def _fits_stream(sight: DryRun, values: list[Tensor], number: int) -> bool:
         return False
     if {x.shape for x in values} != {shape}:
         return False
-    if sight.ids is None:  # nothing that was read counts its tokens
-        return shape[0] == len(sight.read)
-    return shape[:2] == sight.read.shape
+    if dry_run.ids is None:  # nothing that was read counts its tokens
+        return shape[0] == len(dry_run.read)
+    return shape[:2] == dry_run.read.shape
 
 
-def _check_axes(sight: DryRun, stream: Tensor, after: Tensor) -> None:
+def _check_axes(dry_run: DryRun, stream: Tensor, after: Tensor) -> None:
     """Refuse a stream of images or sound whose rows and width are not proven."""
-    if sight.ids is not None:
+    if dry_run.ids is not None:
         return
     # nothing read has the stream's length, so its axes are proven apart
-    width = getattr(getattr(sight.network, "config", None), "hidden_size", None)
+    width = getattr(getattr(dry_run.network, "config", None), "hidden_size", None)
     if stream.shape[-1] != width or stream.shape[-2] == width:
         shape = tuple(stream.shape[1:])
         raise ValueError(f"the last axis of its stream is not its hidden_size {width}: {shape}")
-    if not _rows_are_inputs(sight, after[-1]):
+    if not _rows_are_inputs(dry_run, after[-1]):
         raise ValueError("the rows of its stream are not those of its inputs")
 
 
-def _rows_are_inputs(sight: DryRun, after: Tensor) -> bool:
+def _rows_are_inputs(dry_run: DryRun, after: Tensor) -> bool:
     """Say whether the first input alone has the first row of what both have."""
     values: list[Tensor] = []
-    last = Site("last", place=Place(sight.blocks[sight.ran[-1]], "out"))
+    last = Site("last", place=Place(dry_run.blocks[dry_run.ran[-1]], "out"))
     tap = Tap(last, read=lambda site, x, context: values.append(x.clone()))
-    watched(sight.network, [tap], {k: x[:1] for k, x in sight.feed.items()})
+    watched(dry_run.network, [tap], {k: x[:1] for k, x in dry_run.feed.items()})
     alone, wanted = values[0], after[:1]
     bound = max(1e-3, 8 * torch.finfo(wanted.dtype).eps) * wanted.norm()
     return alone.shape == wanted.shape and bool((alone - wanted).norm() <= bound)
 
 
-def _ends(sight: DryRun, after: Tensor) -> tuple[dict[str, Place], dict[str, Any]]:
+def _ends(dry_run: DryRun, after: Tensor) -> tuple[dict[str, Place], dict[str, Any]]:
     """Find embeddings, final norm and logits, and the sizes that go with them."""
     places: dict[str, Place] = {}
     sizes: dict[str, Any] = {}
-    own = _input_embeddings(sight.network)
+    own = _input_embeddings(dry_run.network)
     words = 0
-    for path, module in sight.outer.items():
-        x, y = sight.value(path, "in"), sight.value(path, "out")
+    for path, module in dry_run.outer.items():
+        x, y = dry_run.value(path, "in"), dry_run.value(path, "out")
         # positions may be looked up by the ids too: the network says which it is
         first = "embeddings" not in places or module is own
-        if isinstance(module, nn.Embedding) and same(x, sight.ids) and y is not None and first:
+        if isinstance(module, nn.Embedding) and same(x, dry_run.ids) and y is not None and first:
             places["embeddings"], words = out(path), module.num_embeddings
             sizes["embedding_width"] = y.shape[-1]
-        if _is_final_norm(sight, path, module, after):
+        if _is_final_norm(dry_run, path, module, after):
             places["final_norm"] = out(path)
-    way, logits = sight.logits(words)
+    way, logits = dry_run.logits(words)
     if logits is not None:
         places["logits"] = out("", *way)
         sizes["vocabulary"] = logits.shape[-1]
-    changed = {p: sight.overwritten([x.path], x.side) for p, x in places.items()}
+    changed = {p: dry_run.overwritten([x.path], x.side) for p, x in places.items()}
     return {p: replace(x, overwritten=changed[p]) for p, x in places.items()}, sizes
 
 
-def _is_final_norm(sight: DryRun, path: str, module: nn.Module, after: Tensor) -> bool:
+def _is_final_norm(dry_run: DryRun, path: str, module: nn.Module, after: Tensor) -> bool:
     """Say whether a module norms what the last block returned, beside the blocks."""
     # a norm inside another part is that part's own
-    beside = sight.blocks[0].startswith(path[: path.rfind(".") + 1])
-    return beside and is_norm(module) and same(sight.value(path, "in"), after)
+    beside = dry_run.blocks[0].startswith(path[: path.rfind(".") + 1])
+    return beside and is_norm(module) and same(dry_run.value(path, "in"), after)
 
 
 def _input_embeddings(network: Any) -> nn.Module | None:

@@ -52,7 +52,7 @@ class Proposal:
 
     def __init__(self, group: Group, stream: Tensor, after: Tensor) -> None:
         """Look at what flowed; `stream` and `after` are of all blocks, (L, B, T, D)."""
-        own = [group.sight.ran.index(i) for i in group.indices]
+        own = [group.dry_run.ran.index(i) for i in group.indices]
         self.group, self._stream, self._after = group, stream[own], after[own]
         self.reasons: dict[str, str] = {}
         self._attention, self._mlp = self._child(ATTENTION, "attention"), self._child(MLP, "MLP")
@@ -87,11 +87,11 @@ class Proposal:
 
     def _sum(self) -> dict[str, Place]:
         """Find what attention and MLP add to the stream, raw or after a norm, and its middle."""
-        sight = self.group
+        dry_run = self.group
         for a, m in product(self._followed(self._attention), self._followed(self._mlp)):
-            attn, mlp = sight(a, "out"), sight(m, "out")
+            attn, mlp = dry_run(a, "out"), dry_run(m, "out")
             if adds_up(self._after, self._stream, attn, mlp):
-                inputs = ((p, sight(p, "in")) for p in sight.children)
+                inputs = ((p, dry_run(p, "in")) for p in dry_run.children)
                 middle = next((p for p, x in inputs if adds_up(x, self._stream, attn)), None)
                 mid = {} if middle is None else {"resid_mid": into(middle, is_stream=True)}
                 return {"attn_out": out(a), **mid, "mlp_out": out(m)}
@@ -106,15 +106,15 @@ class Proposal:
 
     def _read(self) -> dict[str, Place]:
         """Find what attention and MLP read, if their maps read the very same."""
-        sight, places = self.group, {}
+        dry_run, places = self.group, {}
         for point, child in (("attn_in", self._attention), ("mlp_in", self._mlp)):
-            x = sight(child, "in") if child else None
+            x = dry_run(child, "in") if child else None
             if x is not None and x.shape != self._stream.shape:
                 self.reasons[point] = (
                     f"it reads {tuple(x.shape[1:])}, which is not the stream's shape"
                 )
                 continue
-            inner = (sight(p, "in") for p in sight.maps(child))
+            inner = (dry_run(p, "in") for p in dry_run.maps(child))
             if x is not None and any(same(y, x) or same(y, x.flatten(1, 2)) for y in inner):
                 places[point] = into(child)
         return places
@@ -166,16 +166,16 @@ class Proposal:
 
     def _inside(self) -> dict[str, Place]:
         """Find what the MLP's down projection reads, and the maps before it."""
-        sight, maps = self.group, self.group.maps(self._mlp)
-        x, returned = sight(self._mlp, "in"), sight(self._mlp, "out")
-        down = [p for p in maps if same(sight(p, "out"), returned)][-1:]
-        hidden = sight(down[0], "in") if down else None
+        dry_run, maps = self.group, self.group.maps(self._mlp)
+        x, returned = dry_run(self._mlp, "in"), dry_run(self._mlp, "out")
+        down = [p for p in maps if same(dry_run(p, "out"), returned)][-1:]
+        hidden = dry_run(down[0], "in") if down else None
         if hidden is None:
             return {}
         self.sizes["hidden"] = hidden.shape[-1]
         places = {"mlp_hidden": into(down[0])}
-        readers = [p for p in maps if p not in down and same(sight(p, "in"), x)]
-        if len(readers) == 1 and sight.width(readers[0], "out") == hidden.shape[-1]:
+        readers = [p for p in maps if p not in down and same(dry_run(p, "in"), x)]
+        if len(readers) == 1 and dry_run.width(readers[0], "out") == hidden.shape[-1]:
             return places | {"mlp_pre": out(readers[0])}
         return places | self._gated(hidden, readers)
 

@@ -1,9 +1,9 @@
-"""The trunk: one run of some inputs, kept so that edited runs can start in its middle.
+"""The base run: one run of some inputs, kept so that edited runs can start in its middle.
 
 An edit at block l and token p changes nothing in the blocks before l and, where attention looks
 back only, nothing at the tokens before p. A resumed run therefore begins at block l and token p,
-with the trunk's residual stream, keys and values for the rest. Several versions share a batch and
-each enters at its own block, so no block computes a row that is still the trunk's.
+with the base run's residual stream, keys and values for the rest. Several versions share a batch
+and each enters at its own block, so no block computes a row that is still the base run's.
 
 Shapes: B rows of the inputs, C copies of them in one batch (copy-major), n = C B rows, T tokens,
 P asked positions, D width, G key-value heads, K head width, V vocabulary.
@@ -173,7 +173,7 @@ class BaseRun(ThreadBound):
         return {"logits_to_keep": columns}
 
     def _picked(self, logits: Tensor, token: int, copies: int) -> Tensor:
-        """Return the logits of the asked columns; those before `token` are the trunk's own."""
+        """Return the logits of the asked columns; those before `token` are the base run's own."""
         asked = self.asked.repeat(copies, 1)
         columns = self._columns[self._columns >= token]
         kept = len(columns) and logits.shape[1] == len(columns)
@@ -188,7 +188,7 @@ class BaseRun(ThreadBound):
     def _tail(
         self, copies: int, token: int, settings: Mapping[str, Any], counts: Sequence[int]
     ) -> Batch:
-        """Return the copies' inputs from `token` on, with the trunk's cache of what was before."""
+        """Return the copies' inputs from `token` on, with the base run's cache of the rest."""
         tokens = _tokens(self.batch)
         kwargs = {k: v for k, v in self.batch.kwargs.items() if k != "input_ids"}
         kwargs = {k: _again(v, copies) for k, v in kwargs.items()}
@@ -217,7 +217,7 @@ class BaseRun(ThreadBound):
         return past
 
     def _entering(self, block: int, counts: Sequence[int], token: int) -> Tensor:
-        """Return the trunk's stream for the copies that begin at a block, (rows, T - token, D)."""
+        """Return the base run's stream for copies that begin at a block, (rows, T - token, D)."""
         new = counts[block] - (counts[block - 1] if block else 0)
         x = self._values[block][:, token:]
         return x.repeat(new // len(x), 1, 1)

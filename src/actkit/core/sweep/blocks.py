@@ -22,7 +22,7 @@ def block_paths(model: "Runner") -> list[str]:
 
 
 class Skip(nn.Module):
-    """Stands in for a block that need not run; gives on its input, or the trunk's stream."""
+    """Stands in for a block that need not run; gives on its input, or the base run's stream."""
 
     def __init__(
         self, block: nn.Module, value: Tensor | None, as_tuple: bool, guest: ThreadBound

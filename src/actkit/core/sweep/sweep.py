@@ -88,12 +88,12 @@ def _from_the_middle(
     tokens = torch.as_tensor(base.tokens)
     valid = torch.ones_like(tokens).bool() if base.valid is None else base.valid
     sited = [_sited(model, v) for v in variants]
-    trunk = BaseRun(model, base, positions(valid, at), _worth_recording(base, sited))
-    planned = [_planned(trunk, i, v) for i, v in enumerate(sited)]
+    base_run = BaseRun(model, base, positions(valid, at), _worth_recording(base, sited))
+    planned = [_planned(base_run, i, v) for i, v in enumerate(sited)]
     resumes = any(v.block is not None for v in planned)
-    if not trunk.whole or (resumes and at is not _TRIED and not _is_proven(model, base)):
+    if not base_run.whole or (resumes and at is not _TRIED and not _is_proven(model, base)):
         return None
-    return _shared(trunk, planned, metric, most, grad)
+    return _shared(base_run, planned, metric, most, grad)
 
 
 def _case(model: "Runner", base: Batch) -> tuple[Any, ...]:
@@ -182,54 +182,54 @@ def _plain(
 
 
 def _shared(
-    trunk: BaseRun, planned: Sequence[Variant], metric: Metric, most: int, grad: bool
+    base_run: BaseRun, planned: Sequence[Variant], metric: Metric, most: int, grad: bool
 ) -> Tensor:
     """Run of every version what comes after its first edit."""
-    rows = trunk.batch.num_samples
+    rows = base_run.batch.num_samples
     found: dict[int, Tensor] = {}
     if bare := [v.index for v in planned if v.block is None]:
-        found = dict.fromkeys(bare, _checked(metric(trunk.logits), rows))
-    groups = _grouped([v for v in planned if v.block is not None], max(1, most // rows), trunk)
+        found = dict.fromkeys(bare, _checked(metric(base_run.logits), rows))
+    groups = _grouped([v for v in planned if v.block is not None], max(1, most // rows), base_run)
     for group in track(groups, "sweeping"):
         token = min(v.token for v in group)
         edits = [
             replace(_since(e, site, token), batch_rows=_block(i, rows))
             for i, v in enumerate(group)
             for e, site in v.edits
-            if trunk.meant_from(e, token)
+            if base_run.meant_from(e, token)
         ]
         starts = [v.block or 0 for v in group]
         if any(site.place.layout.flat for v in group for _, site in v.edits):
             starts = [starts[0]] * len(starts)  # their rows are told apart by the batch's size
         whole = any(site.point == "logits" or not site.stack for v in group for _, site in v.edits)
-        logits = trunk.resume(edits, starts, token, grad, whole_head=whole)
+        logits = base_run.resume(edits, starts, token, grad, whole_head=whole)
         values = _checked(metric(logits), len(logits)).view(len(group), rows)
         found |= dict(zip([v.index for v in group], values, strict=True))
     return torch.stack([found[i] for i in range(len(planned))])
 
 
-def _planned(trunk: BaseRun, index: int, edits: Sited) -> Variant:
+def _planned(base_run: BaseRun, index: int, edits: Sited) -> Variant:
     """Find where a version begins: at the first block and token that it changes.
 
     Edits of blocks before are left out: what they meet is the bare network's, and stays.
     """
     starts = []
     for edit, site in edits:
-        known = site.name in trunk.recorded
-        x = trunk.recorded[site.name] if known else None
-        column = first_token(edit, site, x, trunk.context) if x is not None else 0
+        known = site.name in base_run.recorded
+        x = base_run.recorded[site.name] if known else None
+        column = first_token(edit, site, x, base_run.context) if x is not None else 0
         if column is not None:
-            starts.append((trunk.first_block(site), column))
+            starts.append((base_run.first_block(site), column))
     if not starts:
         return Variant(index, edits, None, 0)
     block = min(b for b, _ in starts)
-    kept = tuple((e, s) for e, s in edits if trunk.first_block(s) >= block)
+    kept = tuple((e, s) for e, s in edits if base_run.first_block(s) >= block)
     return Variant(index, kept, block, min(c for _, c in starts))
 
 
-def _grouped(variants: list[Variant], at_once: int, trunk: BaseRun) -> list[list[Variant]]:
+def _grouped(variants: list[Variant], at_once: int, base_run: BaseRun) -> list[list[Variant]]:
     """Put versions that begin at near tokens into one batch, in the order of their blocks."""
-    tokens = trunk.batch.tokens
+    tokens = base_run.batch.tokens
     assert tokens is not None
     rows, length = tokens.shape
     groups: list[list[Variant]] = []

@@ -101,7 +101,7 @@ class Graph:
         """
         self.model, self._split = model, split_qkv
         blocks = model.sites("resid_pre.*")
-        self._sight = StreamParts(model, len(blocks))
+        self._parts = StreamParts(model, len(blocks))
         q, k = (model.sites(f"{p}.*")[0].unit_shape or () for p in "qk")
         self.heads, self.kv_heads = q[0], k[0]
         self.senders, self.receivers = ["input"], list[str]()
@@ -115,19 +115,19 @@ class Graph:
         self.feeds_RS = self.exists_RS.clone()
         for port in self.ports:
             self._connect(port)
-        del self._sight
+        del self._parts
 
     def _add_block(self, layer: int) -> None:
-        sight, before = self._sight, len(self.senders)
+        parts, before = self._parts, len(self.senders)
         stream = f"resid_pre.{layer}"
-        norm = sight.norm(stream, f"attn_in.{layer}")
+        norm = parts.norm(stream, f"attn_in.{layer}")
         for point, rows in self._attention_rows(layer).items():
-            maps = sight.map(point, layer)
+            maps = parts.map(point, layer)
             self.ports.append(Port(f"{point}.{layer}", stream, layer, before, rows, norm, *maps))
-        self.out_maps.append(sight.out_map(layer))
+        self.out_maps.append(parts.out_map(layer))
         self.senders += [f"head {layer}.{h}" for h in range(self.heads)]
-        stream, after = sight.stream_of_mlp(layer), len(self.senders)
-        norm, own = sight.norm(stream, f"mlp_in.{layer}"), [self._receiver(f"mlp {layer}")]
+        stream, after = parts.stream_of_mlp(layer), len(self.senders)
+        norm, own = parts.norm(stream, f"mlp_in.{layer}"), [self._receiver(f"mlp {layer}")]
         read = before if stream == f"resid_pre.{layer}" else after
         self.ports.append(Port(f"mlp_in.{layer}", stream, layer, read, own, norm))
         self.senders.append(f"mlp {layer}")

@@ -43,8 +43,8 @@ class EdgeRuns:
         """Run the clean and the corrupt prompts."""
         if graph.model is not trial.model:
             raise InputError(f"the graph is of {graph.model!r}, the trial of {trial.model!r}")
-        self.graph, self.trial, self._trunk = graph, trial, _trunk(trial)
-        self.position = _first_column(trial) if self._trunk else 0
+        self.graph, self.trial, self._base_run = graph, trial, _base_run(trial)
+        self.position = _first_column(trial) if self._base_run else 0
         clean = trial.record("clean", graph.sites)
         corrupt = trial.source("corrupt", graph.sites)
         own = (slice(None), slice(self.position, None))
@@ -71,9 +71,9 @@ class EdgeRuns:
             )
         run = _Run(self, kept_VRS)
         copies = len(kept_VRS)
-        if self._trunk is None:
+        if self._base_run is None:
             return _whole(self.trial, run.edits(), copies)
-        return self._trunk.resume(run.edits(), [run.layer] * copies, self.position)
+        return self._base_run.resume(run.edits(), [run.layer] * copies, self.position)
 
     def metric(self, kept_VRS: Tensor) -> Tensor:
         """Return the task's number of each version and pair, (V, B)."""
@@ -197,12 +197,12 @@ def _reached(graph: Graph, removed_RS: Tensor, kept_RS: Tensor) -> tuple[Tensor,
     return touched_S, reading_S
 
 
-def _trunk(trial: Trial) -> BaseRun | None:
+def _base_run(trial: Trial) -> BaseRun | None:
     """Return what runs can start from in the middle, None if they cannot in this network."""
     if not shares(trial.model, trial.clean):
         return None
-    trunk = BaseRun(trial.model, trial.clean, trial.asked("clean"))
-    return trunk if trunk.whole else None
+    base_run = BaseRun(trial.model, trial.clean, trial.asked("clean"))
+    return base_run if base_run.whole else None
 
 
 def _whole(trial: Trial, edits: list[Edit], copies: int) -> Tensor:
