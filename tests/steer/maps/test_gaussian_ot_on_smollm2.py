@@ -44,7 +44,9 @@ def aurocs(edit: Any, sides: Sides, held: Tensor) -> dict[str, float]:
     test = np.r_[held.numpy(), held.numpy()]
     probes = {
         "linear": make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000)),
-        "quadratic": make_pipeline(PCA(16, svd_solver="full"), QuadraticDiscriminantAnalysis(reg_param=0.1)),
+        "quadratic": make_pipeline(
+            PCA(16, svd_solver="full"), QuadraticDiscriminantAnalysis(reg_param=0.1)
+        ),
     }
     found = {}
     for name, probe in probes.items():
