@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from actkit.anatomy.frozen_norms import frozen_norm
 from actkit.core.errors import InputError, SiteError
 from actkit.model import Model
-from actkit.trace._attribution import readout, weight_of
+from actkit.trace._attribution import map_at, readout
 from tests.core import tiny
 from tests.trace._uneven import opened
 
@@ -116,7 +116,7 @@ def test_networks_that_do_not_add_up_are_refused(minilm: Model) -> None:
     net: Any = adapted.module
     net.model.layers[1].self_attn.o_proj = nn.Bilinear(2, 2, 2)
     with pytest.raises(InputError, match=r"at z.1 stands .*o_proj, a Bilinear"):
-        weight_of(adapted, adapted.sites("z.1")[0])
+        map_at(adapted, adapted.sites("z.1")[0])
     m = tiny.model()
     with pytest.raises(InputError, match="one of 3 tokens, got 3"):
         readout(m, tiny.PROMPTS, 3)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from actkit.anatomy.linear_map import is_linear, weight_of
 from actkit.core.errors import InputError, SiteError
 from actkit.core.sites.layout import PLAIN
 from actkit.core.sites.site import Site
@@ -39,8 +40,7 @@ def neuron_weights(model: Model, site: Site) -> Tensor:
     place = site.place
     module = model.module.get_submodule(place.path)
     weight = getattr(module, "weight", None)
-    turned = type(module).__name__ == "Conv1D"  # of transformers: its weight is (inputs, outputs)
-    if not (isinstance(module, nn.Linear) or turned) or not isinstance(weight, Tensor):
+    if not is_linear(module) or not isinstance(weight, Tensor):
         raise InputError(
             f"weights are read of a linear map (merge adapters first), at {site.name} stands "
             f"{place.path}, a {type(module).__name__}"
@@ -51,10 +51,10 @@ def neuron_weights(model: Model, site: Site) -> Tensor:
             f"weights must be loaded, floating point and (outputs, inputs), at {site.name} they "
             f"are {weight.dtype} of shape {tuple(weight.shape)} on {weight.device}"
         )
-    if turned == (place.side == "out"):
-        weight = weight.mT
-    start, stop = place.layout.span or (0, len(weight))
-    return weight.detach()[start:stop]
+    weight_DI = weight_of(module)
+    neurons = weight_DI if place.side == "out" else weight_DI.mT
+    start, stop = place.layout.span or (0, len(neurons))
+    return neurons[start:stop]
 
 
 def norm_gain(norm: nn.Module, width: int) -> Tensor:

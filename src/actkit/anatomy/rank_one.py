@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from actkit.anatomy.linear_map import weight_of
 from actkit.core.errors import InputError
 from actkit.model import Model
 
@@ -83,12 +84,3 @@ def rank_one(
         )
     u_H = torch.cholesky_solve(key_H[:, None], factor_HH)[:, 0]
     return value_D.double() - weight_DH.double() @ key_H, u_H / (u_H @ key_H)
-
-
-def weight_of(module: nn.Module) -> Tensor:
-    """Return a linear map's own (D, H) weight, detached; transformers' Conv1D keeps it turned."""
-    weight = getattr(module, "weight", None)
-    turned = type(module).__name__ == "Conv1D"
-    if not isinstance(weight, Tensor) or not (turned or isinstance(module, nn.Linear)):
-        raise InputError(f"an edit needs a plain linear map, got a {type(module).__name__}")
-    return weight.detach().mT if turned else weight.detach()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from actkit.anatomy.frozen_norms import FrozenNorm, frozen_norm
+from actkit.anatomy.linear_map import bias_of, is_linear, weight_of
 from actkit.core.errors import InputError
 from actkit.core.run.recording import Recording, Rows
 from actkit.core.sites.site import Site
@@ -43,33 +44,31 @@ def unembedding(model: Model) -> Any:
     return head
 
 
-def weight_of(model: Model, site: Site) -> tuple[Tensor, Tensor]:
+def map_at(model: Model, site: Site) -> tuple[Tensor, Tensor]:
     """Return the (inputs, outputs) weight and (outputs,) bias of the linear map at a site.
 
     Raises:
         InputError: There is no plain linear map.
     """
     module: Any = model.module.get_submodule(site.place.path)
-    turned = type(module).__name__ == "Conv1D"  # of transformers: its weight is (inputs, outputs)
-    if not (isinstance(module, nn.Linear) or turned) or not module.weight.is_floating_point():
+    if not is_linear(module) or not module.weight.is_floating_point():
         raise InputError(
             f"heads are read through plain linear maps (merge adapters first, no quantised "
             f"weights), at {site.name} stands {site.place.path}, a {type(module).__name__}"
         )
-    weight: Tensor = (module.weight if turned else module.weight.mT).detach().float()
-    bias = torch.zeros_like(weight[0]) if module.bias is None else module.bias.detach().float()
-    return weight, bias
+    weight_ID, bias_D = weight_of(module).mT.float(), bias_of(module)
+    return weight_ID, torch.zeros_like(weight_ID[0]) if bias_D is None else bias_D.float()
 
 
 def head_outputs(model: Model, site: Site) -> tuple[Tensor, Tensor]:
     """Return W_O by head (H, K, D), and the bias (D,), of attention whose z is the site."""
-    weight, bias_D = weight_of(model, site)
+    weight, bias_D = map_at(model, site)
     return weight.view(*(site.unit_shape or ()), -1), bias_D
 
 
 def head_inputs(model: Model, site: Site) -> tuple[Tensor, Tensor]:
     """Return the map by head (D, H, K), and its bias (H, K), that returns a site q, k or v."""
-    weight, bias = weight_of(model, site)
+    weight, bias = map_at(model, site)
     layout = site.place.layout
     return layout.get(weight[None], 1)[0], layout.get(bias[None, None], 1)[0, 0]
 

@@ -11,7 +11,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from actkit.anatomy.rank_one import rank_one, weight_of
+from actkit.anatomy.linear_map import weight_of
+from actkit.anatomy.rank_one import rank_one
 from actkit.core.errors import InputError, NotFittedError
 from actkit.model import Model
 from actkit.trace.interventions.rome import Rome

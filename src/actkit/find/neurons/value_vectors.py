@@ -5,11 +5,11 @@ Shapes: F neurons of a layer, D width, V vocabulary, K tokens kept, N neurons of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from actkit.anatomy.linear_map import is_linear, weight_of
 from actkit.anatomy.plain_writes import check_plain_writes
 from actkit.catalog import method
 from actkit.core.errors import InputError
@@ -149,15 +149,13 @@ def value_vectors(
 
 def _columns(model: Model, site: Site) -> Tensor:
     """Return the (F, D) columns of the map that reads a site."""
-    module: Any = model.module.get_submodule(site.place.path)
-    turned = type(module).__name__ == "Conv1D"  # of transformers: its weight is (inputs, outputs)
-    if not (isinstance(module, nn.Linear) or turned):
+    module = model.module.get_submodule(site.place.path)
+    if not is_linear(module):
         raise InputError(
             f"value vectors are columns of a linear map (merge adapters first), at {site.name} "
             f"stands {site.place.path}, a {type(module).__name__}"
         )
-    weight: Tensor = module.weight.detach()
-    return weight if turned else weight.mT
+    return weight_of(module).mT
 
 
 def _gain(model: Model, like_VD: Tensor) -> Tensor:

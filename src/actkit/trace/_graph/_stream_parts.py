@@ -4,13 +4,13 @@ Shapes: B batch, T tokens, D width, H heads, K head width.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from actkit.anatomy.linear_map import bias_of, is_linear, weight_of
 from actkit.core.errors import SiteError
-from actkit.core.sites.dry_run import is_map, is_norm
+from actkit.core.sites.dry_run import is_norm
 from actkit.core.sites.site import Site
 from actkit.model import Model
 
@@ -84,14 +84,10 @@ class StreamParts:
 
 def _linear(module: nn.Module, site: Site) -> tuple[Tensor, Tensor | None]:
     """Return the weight (in, out) and the bias of the map at a site."""
-    owner: Any = module.get_submodule(site.place.path)
-    if not is_map(owner):
+    owner = module.get_submodule(site.place.path)
+    if not is_linear(owner):
         raise SiteError(f"edges need a linear map at {site.name}, got {type(owner).__name__}")
-    weight = owner.weight.detach()
-    bias = getattr(owner, "bias", None)
-    return weight.mT if isinstance(owner, nn.Linear) else weight, (
-        None if bias is None else bias.detach()
-    )
+    return weight_of(owner).mT, bias_of(owner)
 
 
 def _check(made: Tensor, seen: Tensor, reason: str) -> None:

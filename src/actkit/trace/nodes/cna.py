@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from actkit.anatomy.rank_one import weight_of
+from actkit.anatomy.linear_map import bias_of, weight_of
 from actkit.catalog import method
 from actkit.core.edits.edit import Edit, scale
 from actkit.core.edits.where import Where, indices
@@ -146,8 +146,8 @@ def _written(model: Model, run: Recording, name: str, after: str) -> Tensor:
     acts_BSK = acts if acts.dim() > 2 else acts[..., None]
     weight_DSK = weight_DI.reshape(-1, *acts_BSK.shape[1:])
     written_BSD = torch.einsum("bsk,dsk->bsd", acts_BSK, weight_DSK)
-    bias = getattr(module, "bias", None)
-    together_BD = written_BSD.sum(1) + (0 if bias is None else bias.detach())
+    bias_D = bias_of(module)
+    together_BD = written_BSD.sum(1) + (0 if bias_D is None else bias_D)
     if not torch.allclose(together_BD, run[after][:, -1], rtol=1e-3, atol=1e-3):
         raise InputError(f"importance needs sources that add up to {after}, those of {name} do not")
     return written_BSD

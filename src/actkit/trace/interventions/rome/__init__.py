@@ -13,7 +13,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from actkit.anatomy.rank_one import RankOne, rank_one, weight_of
+from actkit.anatomy.linear_map import weight_of
+from actkit.anatomy.rank_one import RankOne, rank_one
 from actkit.catalog import method
 from actkit.core.edits.edit import add
 from actkit.core.edits.where import Where

@@ -6,8 +6,9 @@ Shapes: B pairs, T tokens, D width, O outputs of the next map, J directions.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from actkit.anatomy.linear_map import is_linear, weight_of
 from actkit.core.edits.edit import Edit, swap
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
@@ -163,14 +164,12 @@ def _spread(difference: Tensor, v_JD: Tensor | None) -> float:
 
 def _readout(model: Model, name: str) -> Tensor:
     """Return the (O, D) weight of the linear module whose input the site is."""
-    from transformers.pytorch_utils import Conv1D
-
     site: Site = model.sites(name)[0]
     module = model.module.get_submodule(site.place.path)
-    if site.place.side != "in" or not isinstance(module, nn.Linear | Conv1D):
+    if site.place.side != "in" or not is_linear(module):
         raise InputError(f"{name} is not the input of a linear map; give its readout (O, D)")
-    weight: Tensor = module.weight if isinstance(module, nn.Linear) else module.weight.mT
+    weight_OD = weight_of(module)
     if site.head is None:
-        return weight.detach()
-    width = weight.shape[1] // (site.place.layout.heads or 1)
-    return weight.detach()[:, site.head * width : (site.head + 1) * width]
+        return weight_OD
+    width = weight_OD.shape[1] // (site.place.layout.heads or 1)
+    return weight_OD[:, site.head * width : (site.head + 1) * width]

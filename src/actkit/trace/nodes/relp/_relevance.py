@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from actkit.anatomy.linear_map import is_linear
 from actkit.core.edits.edit import Edit, apply
 from actkit.core.errors import InputError
 from actkit.core.run.attention import with_gradient_of
@@ -148,11 +149,8 @@ def is_activation(module: nn.Module) -> bool:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, nn.Linear | nn.Embedding | nn.Dropout | nn.Identity | Conv1D) or (
-        type(module).__name__.endswith("RotaryEmbedding")
-    )
+    passes = is_linear(module) or isinstance(module, nn.Embedding | nn.Dropout | nn.Identity)
+    return passes or type(module).__name__.endswith("RotaryEmbedding")
 
 
 def _check(model: Model) -> None:
