@@ -16,6 +16,7 @@ from torch import Tensor
 from actkit import data
 from actkit.core.errors import InputError
 from actkit.data import Opening
+from actkit.maths.next_token import log_odds
 from actkit.model import Model
 from actkit.steer._examples import Examples
 
@@ -93,9 +94,7 @@ class Concept:
         found = []
         for row, log_p_V in enumerate(log_p_NV):
             toward, away = sides[row % len(sides)]
-            plus = log_p_V[toward].logsumexp(-1)
-            minus = log_p_V[away].logsumexp(-1) if away else torch.log1p(-plus.exp())
-            found.append(plus - minus)
+            found.append(log_odds(log_p_V, toward, away))
         return torch.stack(found)
 
 

@@ -21,6 +21,8 @@ from actkit.core.progress import track
 from actkit.core.run.chats import leading_ids
 from actkit.core.run.recording import last_tokens
 from actkit.core.sites.site_names import points_of
+from actkit.maths import next_token
+from actkit.maths.next_token import kl, log_prob_of
 from actkit.model import Model
 from actkit.steer._concept import Concept, first_token
 from actkit.steer.tasks import as_task
@@ -141,7 +143,7 @@ def next_logits(
 def divergence(base_NV: Tensor, moved_NV: Tensor) -> Tensor:
     """Return KL(base || moved) of next-token distributions, (N,) in nats."""
     base, moved = base_NV.log_softmax(-1), moved_NV.log_softmax(-1)
-    return (base.exp() * (base - moved)).sum(-1).clamp_min(0)
+    return kl(base, moved).clamp_min(0)
 
 
 def perplexity(model: Model, prompts: Sequence[Any], texts: Sequence[str]) -> float:
@@ -163,7 +165,7 @@ def perplexity(model: Model, prompts: Sequence[Any], texts: Sequence[str]) -> fl
         for (ids, num), logits_TV, valid_T in zip(some, rec.logits, rec.rows.valid, strict=True):
             own_V = logits_TV[valid_T.to(logits_TV.device)][-num - 1 : -1]
             losses.append(_losses(own_V, torch.tensor(ids[-num:], device=own_V.device)))
-    return float(torch.cat(losses).mean().exp()) if losses else float("nan")
+    return next_token.perplexity(torch.cat(losses)) if losses else float("nan")
 
 
 def distinct(ids: Sequence[int]) -> float:
@@ -297,7 +299,7 @@ def _fact_loss(
 
 def _losses(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
     log_p = logits_NV.float().log_softmax(-1)
-    return -log_p.gather(-1, tokens_N.to(log_p.device)[:, None])[:, 0]
+    return -log_prob_of(log_p, tokens_N)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError
 from actkit.core.progress import track
+from actkit.maths.next_token import kl, log_prob_of
 from actkit.model import Model
 from actkit.steer._concept import first_token
 from actkit.steer._measure import next_logits
@@ -71,8 +72,8 @@ def logit_shift_report(
         rows.append(
             (
                 (among_NC.argmax(-1) == right_N).double().mean(),
-                among_NC.gather(1, right_N[:, None]).mean(),
-                (p_NV * (log_NV - base_NV)).sum(-1).mean(),
+                log_prob_of(among_NC, right_N).mean(),
+                kl(log_NV, base_NV).mean(),
                 -(p_NV * log_NV).sum(-1).mean(),
             )
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from actkit.core.edits.edit import Edit
 from actkit.core.errors import InputError
 from actkit.core.run.recording import Recording
+from actkit.maths.next_token import log_prob_of
 from actkit.model import Model
 from actkit.trace._attribution import unembedding
 
@@ -60,9 +61,7 @@ def token_losses(model: Model, tokens_BT: Tensor, edits: Sequence[Edit] = ()) ->
 def losses_of(rec: Recording, tokens_BT: Tensor) -> Tensor:
     """Return the same of a run that recorded its logits."""
     log_p = rec.logits[:, :-1].float().log_softmax(-1)
-    wanted = tokens_BT[:, 1:, None].to(log_p.device)
-    losses: Tensor = -log_p.gather(-1, wanted)[..., 0]
-    return losses
+    return -log_prob_of(log_p, tokens_BT[:, 1:])
 
 
 def icl_score(losses_BT: Tensor, early: int = 50, late: int = 500) -> float:

@@ -20,6 +20,7 @@ from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.core.run.context import ForwardContext
 from actkit.core.sweep.stream import batches
+from actkit.maths.next_token import kl
 from actkit.model import Model
 from actkit.steer._base import ContrastSteerer, Strength
 from actkit.steer._examples import Examples
@@ -46,7 +47,8 @@ def divergence(plain_BV: Tensor, steered_BV: Tensor, top_p: float) -> Tensor:
         logits.masked_fill(~support_BV, -torch.inf).log_softmax(-1)
         for logits in (plain_BV, steered_BV)
     )
-    return (log_p.exp() * (log_p - log_q).masked_fill(~support_BV, 0.0)).sum(-1)
+    # what has no probability counts nothing: with both logarithms 0, its term is 0
+    return kl(*(side.masked_fill(~support_BV, 0.0) for side in (log_p, log_q)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from actkit.core.run.recording import Recording
 from actkit.core.run.runner import Names
 from actkit.core.run.token_labels import token_labels
 from actkit.core.sweep.sweep import positions
+from actkit.maths.next_token import kl
 from actkit.model import Model
 from actkit.trace._task._sides import aligned, check_align, check_lengths, lengths, moved_tokens
 
@@ -191,7 +192,7 @@ class Trial:
         logits_nV = logits_nPV[:, -1].float()
         if self.task.metric == "KL":
             target = again(self.clean_logits[:, -1].float().log_softmax(-1), len(logits_nV))
-            return (target.exp() * (target - logits_nV.log_softmax(-1))).sum(-1)
+            return kl(target, logits_nV.log_softmax(-1))
         base = logits_nV if self.task.metric == "logit difference" else logits_nV.log_softmax(-1)
         right = pooled(base, self.plus)
         if self.task.metric == "logit difference":

@@ -12,6 +12,7 @@ from torch import Tensor
 from actkit.catalog import method
 from actkit.core.edits.edit import swap
 from actkit.core.errors import InputError
+from actkit.maths.next_token import log_prob_of
 from actkit.trace._base import Localizer
 from actkit.trace._parts import Parts
 from actkit.trace._scores import Scores
@@ -102,7 +103,7 @@ def _log_effect(trial: Trial) -> Callable[[Tensor], Tensor]:
     def log_probs(logits_nPV: Tensor, ids_B: Tensor) -> Tensor:
         log_p_nV = logits_nPV[:, -1].double().log_softmax(-1)
         ids = ids_B.to(log_p_nV.device).repeat(len(log_p_nV) // len(ids_B))
-        return log_p_nV.gather(1, ids[:, None])[:, 0]
+        return log_prob_of(log_p_nV, ids)
 
     before_clean, before_corrupt = (
         log_probs(trial.corrupt_logits, i) for i in (clean_B, corrupt_B)

@@ -16,6 +16,7 @@ from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.core.sweep.stream import batches
+from actkit.maths.next_token import kl
 from actkit.model import Model
 from actkit.steer._rows import as_batch
 from actkit.steer.maps.manifold_steer._manifold import ConceptCurve
@@ -108,7 +109,7 @@ def followed(
         shifts_ND = (z_SK @ basis_KD).repeat_interleave(num_inputs, 0)
         rec = model.run(batch, [site], [add(site, shifts_ND, 1.0, LAST)], logits=True, grad=True)
         log_SNA = log_probs(rec.logits, answers).reshape(len(z_SK), num_inputs, -1)
-        kl_SN = (log_SNA.exp() * (log_SNA - target_SA.log()[:, None])).sum(-1)
+        kl_SN = kl(log_SNA, target_SA.log()[:, None])
         (z_SK.grad,) = torch.autograd.grad(kl_SN.mean(1).sum(), [z_SK])
         optimizer.step()
     return z_SK.detach()

@@ -14,6 +14,7 @@ from torch import Tensor
 from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.progress import track
+from actkit.maths.next_token import kl
 from actkit.trace._edges import EdgeLocalizer
 from actkit.trace._graph import Graph
 from actkit.trace._task import Trial
@@ -80,7 +81,7 @@ def divergence(runs: EdgeRuns, kept_VRS: Tensor) -> Tensor:
     wanted_BV = runs.trial.clean_logits[:, -1].float().log_softmax(-1)
     found = runs.logits(kept_VRS)[:, -1].float().log_softmax(-1)
     found_VBV = found.view(len(kept_VRS), *wanted_BV.shape)
-    return torch.sum(wanted_BV.exp() * (wanted_BV - found_VBV), -1).mean(-1)
+    return kl(wanted_BV, found_VBV).mean(-1)
 
 
 def shortfall(runs: EdgeRuns, kept_VRS: Tensor) -> Tensor:

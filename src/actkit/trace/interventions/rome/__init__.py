@@ -21,6 +21,7 @@ from actkit.core.edits.where import Where
 from actkit.core.errors import InputError, NotFittedError
 from actkit.core.progress import track
 from actkit.core.run.inputs import Batch
+from actkit.maths.next_token import kl
 from actkit.model import Model
 from actkit.trace._base import WeightEditor
 from actkit.trace.interventions.rome._facts import Fact, prefixes, subject_ends, token_id
@@ -140,9 +141,9 @@ class Rome(WeightEditor):
             logits = model.run(batch, edits=[edit], logits=True, grad=True).logits
             log_p_BV = logits[:, -1].float().log_softmax(-1)
             before_V = log_p_BV[-1].detach() if before_V is None else before_V
-            kl = (log_p_BV[-1].exp() * (log_p_BV[-1] - before_V)).sum()
+            drift = kl(log_p_BV[-1], before_V)
             decay = self.decay * delta_D.norm() / v0_D.norm() ** 2
-            loss = -log_p_BV[:-1, target].mean() + self.kl_weight * kl + decay
+            loss = -log_p_BV[:-1, target].mean() + self.kl_weight * drift + decay
             (delta_D.grad,) = torch.autograd.grad(loss, delta_D)
             if not losses and not delta_D.grad.any():
                 raise InputError(

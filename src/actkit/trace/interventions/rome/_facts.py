@@ -13,6 +13,7 @@ from torch import Tensor
 
 from actkit.core.errors import InputError
 from actkit.core.run.inputs import Batch
+from actkit.maths.next_token import kl
 from actkit.model import Model
 
 
@@ -94,7 +95,7 @@ def checked(
         after_BV = _log_probs(model, unrelated)
     ahead_B = wordings_BV[:, new] > wordings_BV[:, old]
     kept_B = others_BV[torch.arange(len(own), device=others_BV.device), own] > others_BV[:, new]
-    kl_B = (before_BV.exp() * (before_BV - after_BV)).sum(-1)
+    kl_B = kl(before_BV, after_BV)
     means = (x.double().mean().item() for x in (ahead_B, kept_B, kl_B))
     return Checked(said_V[new].exp().item(), float(said_V[new] > said_V[old]), *means)
 
