@@ -70,7 +70,7 @@ REASONS: dict[str, str] = {
     "read/information/integration/_groups.py:span_scores": NUMPY,
     "read/training/butterfly/_interpolation.py:gap": NUMBERS,
     "read/training/_massive_curve.py:MassiveCurve.at": NUMPY,
-    "anatomy/mlp_weights.py:norm_gain": "Only where a norm has no parameters to be beside.",
+    "anatomy/norm.py:norm_gain": "Only where a norm has no parameters to be beside.",
     "read/_paired_sums.py:blocks": "Rows are where the user has them; arrays on the CPU.",
     "read/streaming/stream_dynamics/_stream_sums.py:StreamSums.add": EMPTY,
     "read/streaming/stream_dynamics/_stream_sums.py:StreamSums.empty": STAT,

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from actkit.anatomy.frozen_norms import frozen_norm
+from actkit.anatomy.norm import frozen_norm
 from actkit.core.errors import InputError, SiteError
 from actkit.model import Model
 from actkit.trace._attribution import map_at, readout

@@ -5,8 +5,7 @@ Shapes: H neurons, D width of the residual stream.
 
 from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from actkit.anatomy.linear_map import is_linear, weight_of
 from actkit.core.errors import InputError, SiteError
@@ -55,17 +54,3 @@ def neuron_weights(model: Model, site: Site) -> Tensor:
     neurons = weight_DI if place.side == "out" else weight_DI.mT
     start, stop = place.layout.span or (0, len(neurons))
     return neurons[start:stop]
-
-
-def norm_gain(norm: nn.Module, width: int) -> Tensor:
-    """Return the (D,) gain of a norm.
-
-    It is read off what the norm makes of a vector of +1 and -1 and of its negative, so that it
-    does not matter how the norm keeps it (Gemma's keeps its gain minus 1) or if it adds a bias.
-    """
-    like = next(norm.parameters(), torch.empty(0))
-    signs_D = (1 - 2 * (torch.arange(width, device=like.device) % 2)).to(like.dtype)
-    with torch.no_grad():
-        up_D, down_D = norm(torch.stack([signs_D, -signs_D])[None])[0]
-    gain_D: Tensor = (up_D - down_D) / 2 * signs_D
-    return gain_D

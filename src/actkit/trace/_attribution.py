@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from actkit.anatomy.frozen_norms import FrozenNorm, frozen_norm
 from actkit.anatomy.linear_map import bias_of, is_linear, weight_of
+from actkit.anatomy.norm import FrozenNorm, frozen_norm
 from actkit.core.errors import InputError
 from actkit.core.run.recording import Recording, Rows
 from actkit.core.sites.site import Site

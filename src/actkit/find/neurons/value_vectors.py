@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from actkit.anatomy.linear_map import is_linear, weight_of
+from actkit.anatomy.norm import norm_gain
 from actkit.anatomy.plain_writes import check_plain_writes
 from actkit.catalog import method
 from actkit.core.errors import InputError
@@ -159,16 +160,9 @@ def _columns(model: Model, site: Site) -> Tensor:
 
 
 def _gain(model: Model, like_VD: Tensor) -> Tensor:
-    """Return the (D,) gain of the last norm, read off what it makes of +1 and -1.
-
-    So it does not matter how the norm keeps it, or whether it adds a bias.
-    """
+    """Return the (D,) gain of the last norm."""
     norm = model.module.get_submodule(model.sites("final_norm")[0].place.path)
-    signs_D = 1 - 2 * (torch.arange(like_VD.shape[1], device=like_VD.device) % 2).to(like_VD)
-    with torch.no_grad():
-        up_D, down_D = norm(torch.stack([signs_D, -signs_D])[None])[0]
-    gain_D: Tensor = (up_D - down_D) / 2 * signs_D
-    return gain_D
+    return norm_gain(norm, like_VD.shape[1], like_VD)
 
 
 def _texts(model: Model, size: int) -> list[str]:

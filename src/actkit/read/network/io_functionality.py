@@ -9,7 +9,8 @@ from math import nan
 import torch
 from torch import Tensor, nn
 
-from actkit.anatomy.mlp_weights import every_site, neuron_weights, norm_gain
+from actkit.anatomy.mlp_weights import every_site, neuron_weights
+from actkit.anatomy.norm import norm_gain
 from actkit.catalog import method
 from actkit.core.errors import InputError, SiteError
 from actkit.core.progress import track

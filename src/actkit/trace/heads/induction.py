@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actkit.anatomy.frozen_norms import attention_norm
+from actkit.anatomy.norm import attention_norm
 from actkit.catalog import method
 from actkit.core.edits.edit import Edit, scale, swap
 from actkit.core.edits.where import Where

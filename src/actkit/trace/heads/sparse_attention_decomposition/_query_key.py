@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actkit.anatomy.frozen_norms import FrozenNorm, attention_norm
+from actkit.anatomy.norm import FrozenNorm, attention_norm
 from actkit.core.errors import InputError
 from actkit.core.run.recording import Recording
 from actkit.model import Model

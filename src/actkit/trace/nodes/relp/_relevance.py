@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from actkit.anatomy.linear_map import is_linear
+from actkit.anatomy.norm import is_row_norm
 from actkit.core.edits.edit import Edit, apply
 from actkit.core.errors import InputError
 from actkit.core.run.attention import with_gradient_of
@@ -74,7 +75,7 @@ class ConstantRatio(nn.Module):
 
 def norm_rule(model: Model) -> Change:
     """LN-rule: the divisor of every LayerNorm and RMSNorm is a constant."""
-    return Change({p: ConstantNorm(m) for p, m in model.module.named_modules() if is_norm(m)})
+    return Change({p: ConstantNorm(m) for p, m in model.module.named_modules() if is_row_norm(m)})
 
 
 def identity_rule(model: Model) -> Change:
@@ -134,11 +135,6 @@ def propagating(model: Model, rules: Sequence[str | Rule]) -> Iterator[list[Edit
         yield [edit for change in changes for edit in change.edits]
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Say whether a module is a LayerNorm, or an RMSNorm by its name."""
-    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
-
-
 def is_activation(module: nn.Module) -> bool:
     """Say whether a module is an activation function of one number with phi(0) = 0."""
     home = type(module).__module__
@@ -159,7 +155,7 @@ def _check(model: Model) -> None:
         works = not any(True for _ in module.children()) or any(
             True for _ in module.parameters(recurse=False)
         )
-        if works and not (_is_linear(module) or is_norm(module) or is_activation(module)):
+        if works and not (_is_linear(module) or is_row_norm(module) or is_activation(module)):
             raise InputError(
                 f"relevance needs a rule for every module, got {type(module).__name__} at "
                 f"{path!r}, which is no linear map, norm or activation with phi(0) = 0"

@@ -1,4 +1,6 @@
-"""Norms whose scale is frozen, so that they are linear.
+"""The gain of a norm, read off what it makes of vectors, and norms whose scale is frozen.
+
+So it does not matter how a norm keeps its gain (Gemma's keeps it less 1) or whether it adds a bias.
 
 Shapes: B rows, T tokens, D width.
 """
@@ -15,6 +17,39 @@ from actkit.model import Model
 
 BIG = 1e3
 """Length of a probe's entries: beside it the norm's epsilon is nothing."""
+
+
+def is_row_norm(module: nn.Module) -> bool:
+    """Say whether a norm divides each row by the row's own size: a LayerNorm or an RMSNorm.
+
+    `actkit.core.sites.dry_run.is_norm` asks less, "norm" anywhere in the name of the class, which
+    tells where norms stand. BatchNorm and GroupNorm are norms too, but divide by another size.
+    """
+    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
+
+
+def norm_gain(norm: nn.Module, width: int, like: Tensor | None = None) -> Tensor:
+    """Return the (D,) gain of a norm, off by its epsilon: gain / sqrt(1 + epsilon).
+
+    It is half of the difference between what the norm makes of a vector of +1 and -1 and of its
+    negative. `frozen_norm` also tells the shift, and whether the mean is taken off.
+
+    Args:
+        norm: A LayerNorm or RMSNorm.
+        width: D.
+        like: Of the dtype and on the device that the norm shall be asked in; those of its own
+            parameters if None.
+
+    Example:
+        >>> norm_gain(nn.LayerNorm(4, eps=0), 4)
+        tensor([1., 1., 1., 1.])
+    """
+    beside = next(norm.parameters(), torch.empty(0)) if like is None else like
+    signs_D = _signs(width, beside)
+    with torch.no_grad():
+        up_D, down_D = norm(torch.stack([signs_D, -signs_D])[None])[0]
+    gain_D: Tensor = (up_D - down_D) / 2 * signs_D
+    return gain_D
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +86,7 @@ def frozen_norm(norm: nn.Module, like_D: Tensor) -> FrozenNorm:
     if isinstance(norm, nn.Identity):
         like_D = like_D.float()
         return FrozenNorm(torch.ones_like(like_D), torch.zeros_like(like_D), centred=False)
-    probe_D = 1 - 2 * (torch.arange(len(like_D), device=like_D.device) % 2).to(like_D.dtype)
+    probe_D = _signs(len(like_D), like_D)
     probe_D = BIG * (probe_D - probe_D.mean())
     with torch.no_grad():
         made_3D = norm(torch.stack([0 * probe_D, probe_D, probe_D + 2 * BIG])[None])[0]
@@ -76,3 +111,8 @@ def attention_norm(model: Model, rec: Recording, layer: int) -> FrozenNorm:
         if torch.allclose(made, y, rtol=1e-3, atol=1e-5 * float(y.abs().max())):
             return frozen_norm(norm, x[0, 0])
     raise InputError(f"one norm must stand before attention, none of {len(norms)} of layer {layer}")
+
+
+def _signs(width: int, like: Tensor) -> Tensor:
+    """Return (D,) entries of +1 and -1 in turn."""
+    return 1 - 2 * (torch.arange(width, device=like.device) % 2).to(like.dtype)
