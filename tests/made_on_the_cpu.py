@@ -128,7 +128,8 @@ REASONS: dict[str, str] = {
     "store/_format.py:_check_range": CHECK,
     "store/_shards.py:as_rows": "A store is on disk: its rows are on the CPU.",
     "store/_view.py:ColumnView.span": "A store is on disk: its rows are on the CPU.",
-    "maths/bootstrap.py:resampled_means": STAT,
+    "maths/statistics.py:resampled_means": STAT,
+    "trace/_causal.py:Causal.task": SEEDED,
     "worlds/chainer.py": WIRED,
     "trace/reasoning/cot_variables/_chains.py:other_values": SEEDED,
     "trace/training/optogenetics/_clamps.py:previous_pattern": EDIT,
@@ -154,8 +155,8 @@ REASONS: dict[str, str] = {
     "trace/nodes/relp/_relevance.py:is_activation": (
         "A try of a module without parameters; it meets nothing."
     ),
-    "trace/_robustness.py:rank_correlations": NUMPY,
-    "trace/_scores/__init__.py:Scores.ranked": "Scores are kept on the CPU.",
+    "maths/statistics.py:rank_correlations": NUMPY,
+    "trace/_scores.py:Scores.ranked": "Scores are kept on the CPU.",
     "trace/circuits/double_dissociation/_selective_neurons.py": NUMPY,
     "trace/_task/__init__.py:Task.__getitem__.pick": INDEX,
     "trace/_task/__init__.py:Trial.prompt": CHECK,

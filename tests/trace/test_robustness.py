@@ -7,6 +7,7 @@ from scipy.stats import spearmanr
 
 import actkit as ak
 from actkit.core.errors import InputError
+from actkit.maths.statistics import rank_correlations
 from actkit.model import Model
 from actkit.trace import Task
 from actkit.trace._robustness import (
@@ -14,7 +15,6 @@ from actkit.trace._robustness import (
     METRICS,
     Choice,
     noised,
-    rank_correlations,
     robustness,
 )
 from actkit.trace.nodes.patch import Patch

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from actkit.trace._attention_edits import set_attention
     from actkit.trace._base import Localizer
     from actkit.trace._edge_circuit import EdgeCircuit, edge_circuit
+    from actkit.trace._graph import Graph
     from actkit.trace._head_classes import attention_paid, copy_scores, head_classes
     from actkit.trace._latent_values import LatentValues
     from actkit.trace._parts import Part, Parts, as_parts
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Choice",
     "EdgeCircuit",
+    "Graph",
     "LatentValues",
     "Localizer",
     "Part",
@@ -44,6 +46,7 @@ __all__ = [
 _HOMES = {
     "set_attention": "actkit.trace._attention_edits",
     **dict.fromkeys(("EdgeCircuit", "edge_circuit"), "actkit.trace._edge_circuit"),
+    "Graph": "actkit.trace._graph",
     **dict.fromkeys(
         ("attention_paid", "copy_scores", "head_classes"), "actkit.trace._head_classes"
     ),

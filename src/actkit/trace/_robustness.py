@@ -13,6 +13,7 @@ from torch import Tensor
 from actkit.core.edits.edit import Edit, add, swap
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
+from actkit.maths.statistics import rank_correlations
 from actkit.model import Model
 from actkit.trace._gradients import sides
 from actkit.trace._parts import Parts, as_parts, beside, filled
@@ -139,16 +140,6 @@ def noised(trial: Trial, subject: Where | None = None, sigma: float = 3.0, seed:
     gen = torch.Generator().manual_seed(seed)
     noise_BTD = torch.randn(embeddings.shape, generator=gen).to(embeddings.device)
     return add("embeddings", noise_BTD * sigma * spread, where=subject)
-
-
-def rank_correlations(values_CN: Tensor) -> Tensor:
-    """Return Spearman's rank correlations of the rows, (C, C); NaN for constant rows."""
-    from scipy.stats import rankdata
-
-    ranks = torch.as_tensor(rankdata(values_CN.cpu().numpy(), axis=-1))
-    ranks = ranks - ranks.mean(-1, keepdim=True)
-    unit: Tensor = ranks / ranks.norm(dim=-1, keepdim=True)
-    return unit @ unit.mT
 
 
 def _scores(trial: Trial, parts: Parts, choice: Choice, noise: list[Edit]) -> Tensor:

@@ -196,3 +196,29 @@ def test_its_derivative_by_the_strength() -> None:
     assert added.any()
     with pytest.raises(EditError, match="needs edits that add, got shear"):
         derivative(model, ODD, lambda s: [Edit("resid_post.0", SHEAR)])
+
+
+@dataclass(frozen=True, eq=False)
+class Bounded(Operation):
+    """Adds `by`, or nothing if it is None, though its default is 2."""
+
+    identifier: ClassVar[str] = "test_own_operation.bounded"
+    by: float | None = 2.0
+    names: tuple[Any, ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x if self.by is None else x + self.by
+
+
+def test_none_against_a_default_comes_back_as_none(tmp_path: Path) -> None:
+    for by in (None, 2.0, 3.0):
+        ak.save_edits(tmp_path / "e.st", [Edit("resid_post.0", Bounded(by, ("a", "b")))])
+        (loaded,) = ak.load_edits(tmp_path / "e.st")
+        assert isinstance(loaded.operation, Bounded)
+        assert (loaded.operation.by, loaded.operation.names) == (by, ("a", "b"))
+
+
+def test_a_tensor_inside_a_tuple_is_refused_in_a_line(tmp_path: Path) -> None:
+    edit = Edit("resid_post.0", Bounded(1.0, (torch.ones(2),)))
+    with pytest.raises(EditError, match="edits are saved as data"):
+        ak.save_edits(tmp_path / "e.st", [edit])

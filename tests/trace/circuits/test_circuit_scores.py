@@ -5,7 +5,7 @@ import torch
 
 import actkit as ak
 from actkit.core.errors import InputError
-from actkit.maths.bootstrap import interval, resampled_means
+from actkit.maths.statistics import interval, resampled_means
 from actkit.model import Model
 from actkit.trace import Parts, Task
 from actkit.trace._ablations import means, removal

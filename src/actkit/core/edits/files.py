@@ -7,7 +7,7 @@ file is sealed by the SHA-256 of all of it.
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from importlib.metadata import version
 from math import isfinite
 from os import PathLike
@@ -131,6 +131,8 @@ def _packed(edit: Edit, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]
     tensors |= {f"{name}.where.{k}": v for k, v in where.items()}
     values = {f.name: getattr(operation, f.name) for f in fields(operation)}
     plain = {k: v for k, v in values.items() if isinstance(v, bool | str | list | tuple)}
+    # a field without an entry comes back as the class has it by default, which need not be None
+    plain |= {f.name: None for f in fields(operation) if _is_none_against_default(operation, f)}
     return {
         "site": edit.site,
         "operation": kind,
@@ -148,7 +150,7 @@ def _kind(edit: Edit) -> str:
     for field in fields(operation):
         value = getattr(operation, field.name)
         # what is left out would be lost without a word, and the class made without it
-        if value is not None and not isinstance(value, Tensor | int | float | str | list | tuple):
+        if not _is_data(value):
             what = "code" if callable(value) else f"a {type(value).__name__}"
             raise EditError(
                 f"edits are saved as data, and {operation.name} at {edit.site} holds {what}: "
@@ -160,6 +162,18 @@ def _kind(edit: Edit) -> str:
             f"none: give {type(operation).__name__} an `identifier`"
         )
     return name
+
+
+def _is_data(value: Any) -> bool:
+    """Say whether a file can hold the value of a field: a tensor, or what JSON knows."""
+    if isinstance(value, list | tuple):
+        return all(_is_data(item) and not isinstance(item, Tensor) for item in value)
+    return value is None or isinstance(value, Tensor | int | float | str)
+
+
+def _is_none_against_default(operation: Operation, field: Field[Any]) -> bool:
+    """Say whether a field is None though it has another default."""
+    return getattr(operation, field.name) is None and field.default is not None
 
 
 def _unpacked(packed: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:

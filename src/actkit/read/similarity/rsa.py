@@ -12,6 +12,7 @@ from torch import Tensor
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.maths.statistics import spearman
 from actkit.read._base import Similarity
 from actkit.read._paired_sums import Source, Sums, blocks, check_rows, in_step, joint_sums, varied
 
@@ -130,8 +131,6 @@ def _drawn(x: Source, y: Source, num_samples: int, seed: int) -> list[Tensor]:
 
 def _spearman(x_ND: Tensor, y_NE: Tensor, metric: str) -> float:
     """Return the rank correlation of the dissimilarities over all pairs of the rows."""
-    from scipy.stats import spearmanr
-
     i, j = torch.triu_indices(len(x_ND), len(x_ND), 1, device=x_ND.device)
     pairs = []
     for acts_ND in (x_ND, y_NE):
@@ -141,5 +140,5 @@ def _spearman(x_ND: Tensor, y_NE: Tensor, metric: str) -> float:
             values_P = -(acts_ND @ acts_ND.T)[i, j]
         if values_P.max() - values_P.min() <= _ROUNDING * values_P.abs().max():
             return nan
-        pairs.append(values_P.cpu().numpy())
-    return float(spearmanr(*pairs).statistic)
+        pairs.append(values_P)
+    return spearman(*pairs)

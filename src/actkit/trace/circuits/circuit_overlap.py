@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
-from scipy.stats import hypergeom, spearmanr
+from scipy.stats import hypergeom
 
 from actkit.catalog import method
 from actkit.core.errors import InputError
+from actkit.maths.statistics import spearman
 from actkit.trace._base import CircuitMeasure
 from actkit.trace._circuit import Circuit, Node, by_class, nodes
 from actkit.trace._scores import Scores
@@ -96,7 +97,7 @@ def rank_correlation(first: Scores, second: Scores) -> float:
     a, b = first.values[both], second.values[both]
     if len(a) < 2 or bool((a == a[0]).all()) or bool((b == b[0]).all()):
         raise InputError(f"a rank correlation needs two maps that vary, got {len(a)} entries")
-    return float(spearmanr(a.numpy(), b.numpy()).statistic)
+    return spearman(a, b)
 
 
 def _jaccard(a: Set[Node], b: Set[Node]) -> float:

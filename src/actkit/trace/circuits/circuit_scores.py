@@ -13,7 +13,7 @@ from torch import Tensor
 from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.progress import track
-from actkit.maths.bootstrap import interval, resampled_means
+from actkit.maths.statistics import interval, resampled_means
 from actkit.model import Model
 from actkit.trace._ablations import Prompts, means, removal
 from actkit.trace._base import Analysis

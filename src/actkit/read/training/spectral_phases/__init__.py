@@ -16,6 +16,7 @@ from actkit.catalog import method
 from actkit.core.errors import InputError
 from actkit.core.run.recording import Recording
 from actkit.core.sweep.stream import batches
+from actkit.maths.statistics import spearman
 from actkit.model import Model
 from actkit.opening.checkpoints import Checkpoints
 from actkit.read._base import TrainingStatistic
@@ -139,8 +140,6 @@ def bigram_agreement(model: Model, texts: Sequence[str], corpus: Sequence[str]) 
     Raises:
         InputError: The texts have no two tokens in a row.
     """
-    from scipy.stats import spearmanr
-
     pairs: Counter[tuple[int, int]] = Counter()
     firsts: Counter[int] = Counter()
     for text in corpus:
@@ -157,4 +156,4 @@ def bigram_agreement(model: Model, texts: Sequence[str], corpus: Sequence[str]) 
         counted += [pairs[p] / max(firsts[p[0]], 1) for p in pairwise(token_T.tolist())]
     if len(own) < 2:
         raise InputError(f"need texts of at least 2 tokens, got {len(own)} pairs of tokens")
-    return float(spearmanr(own, counted).statistic)
+    return spearman(own, counted)

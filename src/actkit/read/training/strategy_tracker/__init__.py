@@ -12,6 +12,7 @@ from torch import Tensor
 from actkit.catalog import method
 from actkit.core.errors import InputError, SiteError
 from actkit.core.progress import track
+from actkit.maths.statistics import spearman
 from actkit.model import Model
 from actkit.opening.checkpoints import Checkpoints
 from actkit.read._base import TrainingStatistic
@@ -44,13 +45,11 @@ class StrategyResult:
         -1 if answers from the context give way steadily to answers from the weights; NaN with
         fewer than three checkpoints there, or if one of the two does not change.
         """
-        from scipy.stats import spearmanr
-
         start = self.in_context.accuracy.index(self.in_context.peak)
         late = [c.accuracy[start:] for c in (self.in_context, self.in_weights)]
         if any(len(a) < 3 or len(set(a)) == 1 for a in late):
             return nan
-        return float(spearmanr(*late).statistic)
+        return spearman(*late)
 
     def summary(self) -> dict[str, float]:
         """Return the numbers that fit one line of a report; NaN for an onset that never was."""

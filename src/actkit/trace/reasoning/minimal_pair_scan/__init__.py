@@ -13,7 +13,7 @@ from torch import Tensor
 from actkit.catalog import method
 from actkit.core.edits.edit import swap
 from actkit.core.errors import InputError
-from actkit.maths.bootstrap import interval, resampled_means
+from actkit.maths.statistics import interval, resampled_means
 from actkit.model import Model
 from actkit.trace._base import Analysis
 from actkit.trace._parts import as_parts
