@@ -129,7 +129,6 @@ REASONS: dict[str, str] = {
     "store/_shards.py:as_rows": "A store is on disk: its rows are on the CPU.",
     "store/_view.py:ColumnView.span": "A store is on disk: its rows are on the CPU.",
     "maths/statistics.py:resampled_means": STAT,
-    "trace/_causal.py:Causal.task": SEEDED,
     "worlds/chainer.py": WIRED,
     "trace/reasoning/cot_variables/_chains.py:other_values": SEEDED,
     "trace/training/optogenetics/_clamps.py:previous_pattern": EDIT,
@@ -156,7 +155,7 @@ REASONS: dict[str, str] = {
         "A try of a module without parameters; it meets nothing."
     ),
     "maths/statistics.py:rank_correlations": NUMPY,
-    "trace/_scores.py:Scores.ranked": "Scores are kept on the CPU.",
+    "trace/_scores/__init__.py:Scores.ranked": "Scores are kept on the CPU.",
     "trace/circuits/double_dissociation/_selective_neurons.py": NUMPY,
     "trace/_task/__init__.py:Task.__getitem__.pick": INDEX,
     "trace/_task/__init__.py:Trial.prompt": CHECK,

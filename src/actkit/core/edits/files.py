@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from actkit.core.edits.edit import Edit, as_edits
+from actkit.core.edits.operation import Operation
 from actkit.core.edits.operation_names import operation_named
 from actkit.core.edits.where import Where, from_description
 from actkit.core.errors import DataError, EditError
@@ -130,7 +131,9 @@ def _packed(edit: Edit, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]
     tensors |= {f"{name}.{k}": v for k, v in own.items()}
     tensors |= {f"{name}.where.{k}": v for k, v in where.items()}
     values = {f.name: getattr(operation, f.name) for f in fields(operation)}
-    plain = {k: v for k, v in values.items() if isinstance(v, bool | str | list | tuple)}
+    plain: dict[str, Any] = {
+        k: v for k, v in values.items() if isinstance(v, bool | str | list | tuple)
+    }
     # a field without an entry comes back as the class has it by default, which need not be None
     plain |= {f.name: None for f in fields(operation) if _is_none_against_default(operation, f)}
     return {
