@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from actkit.catalog import ROOT, Entry, methods
+from actkit.core.errors import ActkitError
 from tests import contract
 from tests.core import tiny
-from tests.examples import RANDOM, Call, calls
+from tests.examples import RANDOM, Call, calls, copied
 
 TAKES = {
     "Analysis": "Model",
@@ -33,6 +34,8 @@ TAKES = {
 """What the first parameter of a function says that it is, by interface."""
 RUNS_USERS_TRAINING = {"Experiment"}
 """Interfaces whose methods call a training of the user's, which may draw at random."""
+REFUSES_WHAT_IS_NOT_FINITE = {"Statistic", "Similarity"}
+"""Interfaces whose methods take nothing but data, of which every number counts."""
 CHANGES_WEIGHTS = {"Trainer"}
 """Interfaces whose methods are there to change a network."""
 
@@ -76,6 +79,18 @@ class Contract:
             seeds = (0, 0) if entry.interface in RUNS_USERS_TRAINING else (0, 1)
             one, other = (said(call, seed) for seed in seeds)
             contract.check_same(comparable(one), comparable(other))
+
+    def test_data_that_are_not_finite_are_refused(self, entry: Entry) -> None:
+        if entry.interface not in REFUSES_WHAT_IS_NOT_FINITE:
+            return  # networks and streams say themselves what they leave out
+        for call in last_of_each(entry):
+            for index, given in enumerate(call.args):
+                if isinstance(given, torch.Tensor) and given.is_floating_point() and given.dim():
+                    spoiled = given.clone()
+                    spoiled.view(-1)[-1] = torch.nan
+                    args = [*call.args[:index], spoiled, *call.args[index + 1 :]]
+                    with pytest.raises(ActkitError):
+                        call.call(*copied(args), **copied(dict(call.kwargs)))
 
     def test_an_error_inside_the_network_leaves_nothing_behind(self, entry: Entry) -> None:
         for call in last_of_each(entry):

@@ -1,1 +1,1 @@
-"""Readings: statistics of activations that stream and merge."""
+"""What activations, networks and trainings show: statistics that stream, functions of data."""

@@ -68,7 +68,7 @@ def neural_collapse(
         bias_K: Its bias.
 
     Raises:
-        InputError: Labels, weights or bias do not fit, or features are not finite.
+        InputError: Labels, weights or bias do not fit, or numbers are not finite.
 
     Example:
         >>> features_ND = torch.tensor([[5.0], [3.0], [-3.0], [-5.0]])
@@ -127,6 +127,8 @@ def _classifier(
             f"weights must be {(num_classes, width)} and the bias {(num_classes,)}, got "
             f"{tuple(weight_KD.shape)} and {tuple(bias_K.shape)}"
         )
+    if lost := sum(int((~x.isfinite()).sum()) for x in (weight_KD, bias_K)):
+        raise InputError(f"weights and bias must be finite, got {lost} numbers that are not")
     if classes_K.tolist() != list(range(num_classes)):
         raise InputError(
             f"with a classifier the labels must be all of 0 to {num_classes - 1}, "
