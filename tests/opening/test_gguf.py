@@ -236,7 +236,7 @@ def test_what_a_killed_process_left_is_cleared(plain: Path) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-from actkit.core import gguf
+from actkit.opening import gguf
 from actkit.opening.pretrained import Options
 from actkit.core.provenance import weight_hash
 builds, build = [], gguf._build
