@@ -8,8 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from actkit.worlds.bursty import BurstyTask, Probe
     from actkit.worlds.causal import Causal
     from actkit.worlds.chainer import backward_chainer
+    from actkit.worlds.icl_network import IclNetwork
     from actkit.worlds.induction_model import InductionModel
     from actkit.worlds.labelled_items import IclBatch, IclData
     from actkit.worlds.programs import duplicate, fraction, pointer, vote
@@ -20,11 +22,14 @@ if TYPE_CHECKING:
     from actkit.worlds.wiring import Wiring, blank
 
 __all__ = [
+    "BurstyTask",
     "Causal",
     "Episodes",
     "IclBatch",
     "IclData",
+    "IclNetwork",
     "InductionModel",
+    "Probe",
     "Prompts",
     "TaskMixture",
     "Trees",
@@ -45,6 +50,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "IclNetwork": "actkit.worlds.icl_network",
+    **dict.fromkeys(("BurstyTask", "Probe"), "actkit.worlds.bursty"),
     "Causal": "actkit.worlds.causal",
     "backward_chainer": "actkit.worlds.chainer",
     "InductionModel": "actkit.worlds.induction_model",

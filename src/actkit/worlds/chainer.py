@@ -28,6 +28,12 @@ def backward_chainer(num_nodes: int = 16, layers: int = 5) -> Model:
     Args:
         num_nodes: Of the trees.
         layers: At least 2.
+
+    Example:
+        >>> from actkit.worlds import draw_trees
+        >>> trees = draw_trees(2, num_nodes=8)
+        >>> backward_chainer(8, layers=4).run(trees.tokens_BT, logits=True).logits.shape[0]
+        2
     """
     if layers < 2 or num_nodes < 3:
         raise InputError(f"need 2 layers and 3 nodes at least, got {layers} and {num_nodes}")

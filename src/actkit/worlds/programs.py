@@ -13,7 +13,12 @@ from actkit.worlds.causal import Causal, Rule
 
 
 def pointer(places: int = 5, hops: int = 2) -> Causal:
-    """Follow pointers: each of the first tokens names a place, the last one where to begin."""
+    """Follow pointers: each of the first tokens names a place, the last one where to begin.
+
+    Example:
+        >>> pointer(3).answers(torch.tensor([[2, 0, 1, 1]]))  # 1 points to 0, and 0 to 2
+        tensor([2])
+    """
     if places < 2 or hops < 1:
         raise InputError(f"need at least 2 places and 1 hop, got {places} and {hops}")
     names = [f"hop {i + 1}" for i in range(hops - 1)] + ["answer"]
@@ -35,7 +40,12 @@ def pointer(places: int = 5, hops: int = 2) -> Causal:
 
 
 def duplicate(letters: int = 6, length: int = 4) -> Causal:
-    """Say which letter stands twice: a start token, letters of which one is seen again, an end."""
+    """Say which letter stands twice: a start token, letters of which one is seen again, an end.
+
+    Example:
+        >>> list(duplicate().nodes)[-1]
+        'answer'
+    """
     if not 2 <= length <= letters:
         raise InputError(f"need 2 to {letters} letters in a row, got {length}")
 
@@ -60,7 +70,13 @@ def duplicate(letters: int = 6, length: int = 4) -> Causal:
 
 
 def fraction(letters: int = 3, length: int = 5) -> Causal:
-    """Say whether over half of the letters are of the first kind; `length` is odd."""
+    """Say whether over half of the letters are of the first kind; `length` is odd.
+
+    Example:
+        >>> program = fraction()
+        >>> program.length, list(program.nodes)[-1]
+        (6, 'answer')
+    """
     if length % 2 == 0 or letters < 2:
         raise InputError(f"need an odd length and 2 letters, got {length} and {letters}")
     no, end = letters, letters + 2
@@ -79,7 +95,13 @@ def fraction(letters: int = 3, length: int = 5) -> Causal:
 
 
 def vote() -> Causal:
-    """Say which of two letters stands at two or three of the first three places."""
+    """Say which of two letters stands at two or three of the first three places.
+
+    Example:
+        >>> program = vote()
+        >>> program.answers(program.draw(3, torch.Generator().manual_seed(0))).shape
+        torch.Size([3])
+    """
 
     def look(place: int) -> Rule:
         return lambda tokens_BT, _: tokens_BT[:, place]

@@ -38,6 +38,10 @@ def toy(  # noqa: PLR0913 - the sizes of a network
         norm: Keep the layer norms.
         scale: Divide attention logits by the root of the head width.
         seed: Of the weights; the global generator is left as it was.
+
+    Example:
+        >>> toy(9, layers=1)(torch.tensor([[3, 1]])).logits.shape
+        torch.Size([1, 2, 9])
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -77,7 +81,12 @@ def toy(  # noqa: PLR0913 - the sizes of a network
 
 @torch.no_grad()
 def clear(net: Any) -> Any:
-    """Set every weight of a toy to zero, and return it."""
+    """Set every weight of a toy to zero, and return it.
+
+    Example:
+        >>> clear(toy(9))(torch.tensor([[3, 1]])).logits.abs().max().item()
+        0.0
+    """
     for weight in net.parameters():
         weight.zero_()
     return net
@@ -121,6 +130,10 @@ def reader(layers: int = 2, heads: int = 3, at: tuple[int, int] = (1, 1), tokens
         heads: Heads in each block.
         at: Layer and head of the one that reads.
         tokens: Size of the vocabulary.
+
+    Example:
+        >>> reader()(torch.tensor([[3, 1, 2]])).logits[0, -1].argmax().item()  # the first again
+        3
     """
     positions = 8
     net = clear(toy(tokens, layers, heads, heads * (2 * tokens + positions), positions))

@@ -66,6 +66,10 @@ def draw_trees(num: int, num_nodes: int = 16, max_depth: int | None = None, seed
         num_nodes: At least 3.
         max_depth: The most edges from the root to a leaf.
         seed: Of the draw.
+
+    Example:
+        >>> draw_trees(5, num_nodes=8, seed=1).tokens_BT.shape[0]
+        5
     """
     depth = num_nodes if max_depth is None else max_depth
     if num_nodes < 3 or num_nodes > 2 ** min(depth + 1, 30) - 1:

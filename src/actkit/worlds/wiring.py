@@ -75,6 +75,11 @@ def blank(
         seed: Of the noise and of the heads that are wired.
         noise: Standard deviation of the weights of heads.
         sizes: Of further slots.
+
+    Example:
+        >>> wires = blank(words=4, places=3, layers=1, heads=1)
+        >>> sorted(wires.slots)
+        ['out', 'position', 'token']
     """
     sizes = {"token": words, "position": places, **sizes, "out": words}
     stops = list(accumulate(sizes.values()))

@@ -16,8 +16,8 @@ from actkit.maths.statistics import spearman
 from actkit.model import Model
 from actkit.opening.checkpoints import Checkpoints
 from actkit.read._base import TrainingStatistic
-from actkit.read.training.strategy_tracker._bursty import BurstyTask, Probe
 from actkit.read.training.strategy_tracker._curve import AccuracyCurve
+from actkit.worlds.bursty import BurstyTask, Probe
 
 __all__ = ["AccuracyCurve", "BurstyTask", "Probe", "StrategyResult", "strategy_tracker"]
 

@@ -13,7 +13,7 @@ from actkit.core.errors import InputError
 from actkit.core.progress import track
 from actkit.model import Model
 from actkit.trace._base import TrainingExperiment
-from actkit.trace.training.icl_bench._icl_network import IclNetwork
+from actkit.worlds.icl_network import IclNetwork
 from actkit.worlds.induction_model import InductionModel
 from actkit.worlds.labelled_items import IclBatch, IclData
 

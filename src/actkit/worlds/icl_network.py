@@ -30,7 +30,14 @@ class AttentionLayer(nn.Module):
 
 
 class IclNetwork(nn.Module):
-    """Two layers of attention on items with one-hot positions, and an MLP of three layers."""
+    """Two layers of attention on items with one-hot positions, and an MLP of three layers.
+
+    Example:
+        >>> from actkit.worlds import IclData
+        >>> data = IclData(num_classes=4, num_labels=2, pairs=2, burst=2, width=4)
+        >>> IclNetwork(data)(torch.zeros(3, 5, 4)).shape
+        torch.Size([3, 2])
+    """
 
     def __init__(self, data: IclData, hidden: int = 64, seed: int = 0) -> None:
         """Draw the weights; the global generator is left as it was."""
