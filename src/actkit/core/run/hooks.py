@@ -84,6 +84,7 @@ class Hooks(ThreadBound):
         self.enter_here()
         try:
             self._set()
+        # also after Ctrl-C: what was set by then must come off
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -96,9 +97,11 @@ class Hooks(ThreadBound):
         trace: TracebackType | None,
     ) -> None:
         """Remove the hooks."""
+        # a run that was stopped may have left out a later call of a module
         if kind is None and not self._stopped:
             seen = (t for t in self._taps if t.counts_calls and t.calls == 1)
             _RUNS_ONCE.update(map(self._submodule, seen))
+        # backwards, so that what stands over something else comes off first
         while self._ends:
             self._ends.pop()()
         self.leave_here()
@@ -137,6 +140,7 @@ class Hooks(ThreadBound):
             if stack.frames is not None:
                 module = self._module.get_submodule(self._stacks[stack.name])
                 self.contexts[f"stack {stack.name}"].frames = partial(stack.frames, module)
+        # a single run was told all of its inputs; only in a loop may `generate` tell more
         is_loop = self._told is None or self._told.turns
         if is_loop and any(t.edits for t in self._taps):
             for module in generators(self._module):
@@ -202,11 +206,14 @@ class Hooks(ThreadBound):
     ) -> ForwardContext:
         """Take note of a pass that begins, and let controllers look ahead."""
         self._check_gradients()
+        # runs beside start from where the contexts stand before this pass is counted
         before = {k: c.beside(args, kwargs) for k, c in self.contexts.items()} if looking else {}
         self._forget_calls(path)
+        # tensors behind all stacks belong to what began first
         self._latest = self._latest if self._inside else name
         self._inside.append(name)
         context = self.contexts[name]
+        # beside an encoder a decoder reads the answer: of what was told only the rows are its own
         answers = name == "stack decoder" and "encoder" in self._stacks
         context.begin(args, kwargs, self._generating or self._told, rows_only=answers)
         if len(self._inside) == 1 and not self._is_side_run:
