@@ -256,7 +256,7 @@ def _read(path: Path, family: str) -> Entry:
         arxiv=tuple(ARXIV.findall(source)),
         object=node.name,
         signature=node.name + _signature(node),
-        required=required(_signature(node)),
+        required=_required(node),
         path=path,
     )
 
@@ -300,32 +300,37 @@ def _source(mark: ast.expr, path: Path) -> str:
 
 def _signature(node: Definition) -> str:
     """Return the parameters: a function's, `__init__`'s, or a dataclass's fields."""
+    arguments = _arguments(node)
+    if arguments is None:
+        return f"({', '.join(_fields(node))})"
     if isinstance(node, ast.FunctionDef):
         returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-        return f"({ast.unparse(node.args)}){returns}"
-    for item in node.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            return f"({ast.unparse(item.args).removeprefix('self').removeprefix(', ')})"
-    return f"({', '.join(_fields(node))})"
+        return f"({ast.unparse(arguments)}){returns}"
+    return f"({ast.unparse(arguments).removeprefix('self').removeprefix(', ')})"
 
 
-def required(signature: str) -> tuple[str, ...]:
-    """Return the names of a signature's parameters that have no default.
-
-    Example:
-        >>> required("(sites: str, ridge: float = 0.1, *, seed: int)")
-        ('sites', 'seed')
-    """
-    parameters = signature.rpartition(" -> ")[0] if ") -> " in signature else signature
-    nodes = ast.walk(ast.parse(f"def f{parameters}: ..."))
-    args = next(node for node in nodes if isinstance(node, ast.arguments))
+def _required(node: Definition) -> tuple[str, ...]:
+    """Return the names of the parameters that have no default."""
+    args = _arguments(node)
+    if args is None:
+        fields = (field for field in _fields(node) if field != "*" and " = " not in field)
+        return tuple(field.partition(":")[0] for field in fields)
     given = [*args.posonlyargs, *args.args]
     without = given[: len(given) - len(args.defaults)]
     named = zip(args.kwonlyargs, args.kw_defaults, strict=True)
-    return (*(a.arg for a in without), *(a.arg for a, default in named if default is None))
+    names = (*(a.arg for a in without), *(a.arg for a, default in named if default is None))
+    return tuple(name for name in names if name != "self")
 
 
-def _fields(node: ast.ClassDef) -> Iterator[str]:
+def _arguments(node: Definition) -> ast.arguments | None:
+    """Return the arguments of a function, or of a class's `__init__`; None of a dataclass."""
+    if isinstance(node, ast.FunctionDef):
+        return node.args
+    own = (item for item in node.body if isinstance(item, ast.FunctionDef))
+    return next((item.args for item in own if item.name == "__init__"), None)
+
+
+def _fields(node: Definition) -> Iterator[str]:
     """Yield the fields of a dataclass that its caller gives."""
     for item in node.body:
         if not isinstance(item, ast.AnnAssign):
