@@ -4,7 +4,6 @@
 """
 
 import argparse
-import ast
 import json
 import os
 import statistics
@@ -13,7 +12,12 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
+
+from tests import test_layers
 from tests.complexity import functions
+from tests.test_layers import modules
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 10
@@ -57,66 +61,24 @@ print(json.dumps(found))
 """
 
 
-def modules(source: Path) -> dict[str, Path]:
-    """Return the modules under `source` by name."""
-    found = {}
-    for path in sorted((source / "actkit").rglob("*.py")):
-        parts = path.relative_to(source).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
 def imports(source: Path) -> dict[str, set[str]]:
     """Return what each module imports of actkit: at load, inside functions, and for types."""
-    known = modules(source)
-    graph: dict[str, set[str]] = {name: set() for name in known}
-    for name, path in known.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            for target in _targets(node, known):
-                if target != name:
-                    graph[name].add(target)
+    graph: dict[str, set[str]] = {name: set() for name in modules(source)}
+    for found in test_layers.imports(source):
+        if found.imported != found.importer:
+            graph[found.importer].add(found.imported)
     return graph
 
 
-def _targets(node: ast.AST, known: dict[str, Path]) -> list[str]:
-    if isinstance(node, ast.Import):
-        named = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom):
-        package = node.module or ""
-        inside = [f"{package}.{alias.name}" for alias in node.names]
-        named = [target if target in known else package for target in inside]
-    else:
-        return []
-    return [target for target in named if target in known]
-
-
 def knots(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Return the groups of modules that import each other around (Tarjan's components)."""
-    order: dict[str, int] = {}
-    low: dict[str, int] = {}
-    stack: list[str] = []
-    found: list[list[str]] = []
-
-    def visit(name: str) -> None:
-        order[name] = low[name] = len(order)
-        stack.append(name)
-        for other in sorted(graph.get(name, ())):
-            if other not in order:
-                visit(other)
-                low[name] = min(low[name], low[other])
-            elif other in stack:
-                low[name] = min(low[name], order[other])
-        if low[name] == order[name]:
-            group = []
-            while not group or group[-1] != name:
-                group.append(stack.pop())
-            if len(group) > 1:
-                found.append(sorted(group))
-
-    for name in sorted(graph):
-        if name not in order:
-            visit(name)
-    return sorted(found, key=len, reverse=True)
+    """Return the groups of modules that import each other around."""
+    names = sorted(graph)
+    edges = [[other in graph[name] for other in names] for name in names]
+    _, group_of = connected_components(csr_matrix(edges), directed=True, connection="strong")
+    groups: dict[int, list[str]] = defaultdict(list)
+    for name, group in zip(names, group_of, strict=True):
+        groups[int(group)].append(name)
+    return sorted((g for g in groups.values() if len(g) > 1), key=len, reverse=True)
 
 
 def rooms(source: Path) -> dict[str, tuple[int, int]]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from actkit.catalog import FAMILIES, methods
+from actkit.core.folder import module_name
 
 SOURCE = Path(__file__).parents[1] / "src"
 INSTRUMENT = {"core", "model", "opening", "export", "store"}
@@ -64,8 +65,7 @@ def layer(module: str) -> str:
 def modules(source: Path) -> dict[str, Path]:
     found = {}
     for path in sorted(source.rglob("*.py")):
-        parts = path.relative_to(source).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+        found[module_name(path.relative_to(source))] = path
     return found
 
 

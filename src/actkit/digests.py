@@ -17,6 +17,7 @@ from pathlib import Path
 
 from actkit.catalog import FAMILIES, Entry, find_methods
 from actkit.core.errors import DataError
+from actkit.core.folder import module_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLLOWED = {*FAMILIES, "worlds", "maths", "anatomy"}
@@ -115,7 +116,7 @@ class Code:
         found = {}
         for top, under in ((self.root / "src", "actkit"), (self.root, "tests")):
             for path in sorted((top / under).rglob("*.py")):
-                found[_dotted(path.relative_to(top))] = path
+                found[module_name(path.relative_to(top))] = path
         return found
 
     @cached_property
@@ -123,7 +124,7 @@ class Code:
         return find_methods(self.root / "src/actkit")
 
     def _root_of(self, method: Entry) -> Name:
-        return _dotted(method.path.relative_to(self.root / "src")), method.object
+        return module_name(method.path.relative_to(self.root / "src")), method.object
 
     def _module(self, name: str) -> Module:
         if name not in self._read:
@@ -260,11 +261,6 @@ class Code:
         if isinstance(value, list):
             return f"[{','.join(self._value_text(v, module) for v in value if not _is_unseen(v))}]"
         return self._text(value, module) if isinstance(value, ast.AST) else repr(value)
-
-
-def _dotted(path: Path) -> str:
-    parts = path.with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def _is_followed(module: str) -> bool:

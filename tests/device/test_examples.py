@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from actkit.core.folder import module_name
 from actkit.model import Model
 from tests.pretended_device import DEVICE, Pretended
 
@@ -30,9 +31,7 @@ def examples() -> Iterator[doctest.DocTest]:
     for family in FAMILIES:
         for path in sorted((SOURCE / "actkit" / family).rglob("*.py")):
             if ">>>" in path.read_text():
-                inside = path.relative_to(SOURCE).with_suffix("").parts
-                name = ".".join(inside[:-1] if path.stem == "__init__" else inside)
-                found = finder.find(import_module(name))
+                found = finder.find(import_module(module_name(path.relative_to(SOURCE))))
                 yield from (test for test in found if _small(test))
 
 

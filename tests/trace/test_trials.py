@@ -12,6 +12,7 @@ import torch
 import actkit as ak
 from actkit.catalog import methods
 from actkit.core.errors import InputError
+from actkit.core.folder import module_name
 from actkit.model import Model
 from actkit.trace import Localizer, Task, Trial
 from actkit.worlds.toy_transformer import reader
@@ -23,9 +24,7 @@ TASK = Task(torch.tensor([[3, 1]]), torch.tensor([[4, 1]]), [3], [4])
 def takes_trials() -> Iterator[Any]:
     """Yield every public function that takes a network and a trial, by its annotations."""
     for path in sorted(FOLDER.rglob("*.py")):
-        inside = path.relative_to(FOLDER).with_suffix("").parts
-        parts = inside[:-1] if path.stem == "__init__" else inside
-        module = importlib.import_module(".".join(("actkit.trace", *parts)))
+        module = importlib.import_module(module_name(path.relative_to(FOLDER.parents[1])))
         for name, made in vars(module).items():
             if name.startswith("_") or not inspect.isfunction(made):
                 continue

@@ -8,6 +8,17 @@ from types import ModuleType
 from typing import Any
 
 
+def module_name(path: Path) -> str:
+    """Return the dotted name of a file's module, the path being from where its package lies.
+
+    Example:
+        >>> module_name(Path("actkit/core/folder.py")), module_name(Path("actkit/__init__.py"))
+        ('actkit.core.folder', 'actkit')
+    """
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
 def files_of(package: str, folder: str | Path) -> Iterator[ModuleType]:
     """Import the public files of a package's folder and yield them in order.
 

@@ -19,6 +19,7 @@ from actkit.core.edits.operation import REGISTERED, AffineForm, Operation
 from actkit.core.edits.operation_names import operation_named
 from actkit.core.edits.operations import Add
 from actkit.core.errors import EditError
+from actkit.core.folder import module_name
 from tests.core.edits.edits_before import FOLDER, every_kind
 from tests.core.edits.test_edit_file import assert_same
 
@@ -40,9 +41,7 @@ def every_class() -> list[type[Operation]]:
         text = path.read_text(encoding="utf-8")
         # other files may need what is not installed, as the engine on Ray does
         if "Operation" in text or "Controller" in text:
-            parts = path.relative_to(root).with_suffix("").parts
-            inside = parts[:-1] if parts[-1] == "__init__" else parts
-            import_module(".".join(("actkit", *inside)))
+            import_module(module_name(path.relative_to(root.parent)))
     found, left = [], [Operation]
     while left:
         left += (new := left.pop().__subclasses__())

@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from actkit.core.edits.operation import REGISTERED, Operation
+from actkit.core.folder import module_name
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -37,9 +38,7 @@ def _homes() -> dict[str, str]:
     for path in sorted(root.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         if "identifier" in text:  # most files have none and need not be parsed
-            parts = path.relative_to(root).with_suffix("").parts
-            parts = parts[:-1] if parts[-1] == "__init__" else parts
-            module = ".".join((_PACKAGE, *parts))
+            module = module_name(Path(_PACKAGE) / path.relative_to(root))
             found |= dict.fromkeys(names_given(ast.parse(text)), module)
     return found
 
