@@ -12,7 +12,8 @@ from torch import Tensor
 
 import actkit as ak
 from actkit.core.edits.edit import Edit
-from actkit.core.edits.operations import Add, Affine, Clamp, Operation, ProjectOut, Scale, Set, Swap
+from actkit.core.edits.operation import Operation
+from actkit.core.edits.operations import Add, Affine, Clamp, ProjectOut, Scale, Set, Swap
 from actkit.core.edits.where import Where
 from actkit.steer.controllers.activation_reasoner._reason import Reason
 from actkit.steer.controllers.dac import Compose

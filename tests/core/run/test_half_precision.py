@@ -14,7 +14,7 @@ from torch import Tensor
 import actkit as ak
 from actkit.core.edits.controller import Controller, StrengthOperation
 from actkit.core.edits.edit import Edit
-from actkit.core.edits.operations import Operation
+from actkit.core.edits.operation import Operation
 from actkit.core.edits.where import Where
 from actkit.core.errors import EditError
 from actkit.core.run.context import ForwardContext

@@ -12,19 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actkit.core.edits.operations import (
-    Add,
-    Affine,
-    Apply,
-    Clamp,
-    Operation,
-    ProjectOut,
-    Scale,
-    Set,
-    Swap,
-    brief,
-    working_dtype,
-)
+from actkit.core.edits.operation import Operation, brief, working_dtype
+from actkit.core.edits.operations import Add, Affine, Apply, Clamp, ProjectOut, Scale, Set, Swap
 from actkit.core.edits.where import Where, indices
 from actkit.core.errors import EditError
 from actkit.core.run.context import ForwardContext

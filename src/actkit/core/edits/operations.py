@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from actkit.core.edits.operation import (
-    HALF,
     AffineForm,
     Operation,
-    brief,
     entry,
     like_site,
     spread,
@@ -24,28 +22,9 @@ from actkit.core.edits.operation import (
     value_extent,
     value_of_row,
     without_padding,
-    working_dtype,
 )
 from actkit.core.errors import EditError
 from actkit.core.sites.layout import rows_first
-
-__all__ = [
-    "HALF",
-    "Add",
-    "Affine",
-    "AffineForm",
-    "Apply",
-    "Clamp",
-    "Operation",
-    "ProjectOut",
-    "Scale",
-    "Set",
-    "Swap",
-    "brief",
-    "spread",
-    "strength",
-    "working_dtype",
-]
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from actkit.catalog import method
 from actkit.core.edits.controller import StrengthOperation
 from actkit.core.edits.edit import Edit
-from actkit.core.edits.operations import spread
+from actkit.core.edits.operation import spread
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
 from actkit.model import Model

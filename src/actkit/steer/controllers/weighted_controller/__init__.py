@@ -14,7 +14,7 @@ from actkit.catalog import method
 from actkit.core.digest import digest
 from actkit.core.edits.controller import Controller
 from actkit.core.edits.edit import Edit
-from actkit.core.edits.operations import strength as spread
+from actkit.core.edits.operation import strength as spread
 from actkit.core.edits.where import Where
 from actkit.core.errors import InputError
 from actkit.core.run.context import ForwardContext

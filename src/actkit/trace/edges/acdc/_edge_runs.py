@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from actkit.core.edits.edit import Edit
-from actkit.core.edits.operations import Operation
+from actkit.core.edits.operation import Operation
 from actkit.core.errors import InputError
 from actkit.core.sites.site_names import layer_of
 from actkit.core.sweep.base_run import BaseRun, shares
